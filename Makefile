@@ -1,0 +1,90 @@
+# Everything a user or CI does with this repository. `make help` lists it.
+#
+#   make TORCH_INDEX=https://download.pytorch.org/whl/cpu demo    torch without gigabytes of CUDA
+#   make PYTHON=python3.12 test                                   another Python, 3.11 or later
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TORCH := torch==2.13.0
+
+export RAY_USAGE_STATS_ENABLED := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-dev demo serve check-config test test-fast check format verify \
+	bench-codec fuzz-wire accuracy accuracy-embedded accuracy-mobilenet train clean
+
+help:  ## This list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=python3.11 ..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# Stamps, so that a second `make demo` installs nothing.
+$(VENV)/.torch: | $(BIN)/python
+	$(PIP) install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.torch
+	$(PIP) install -q -c constraints.txt -e '.[edge,serve]'
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.torch
+	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+install: $(VENV)/.installed  ## Create .venv and install what running needs
+
+install-dev: $(VENV)/.installed-dev  ## Create .venv and install what developing needs
+
+demo: $(VENV)/.installed  ## The main job: real images, server-only / shared / device-only, on Ray Serve
+	$(BIN)/split-inference demo
+
+serve: $(VENV)/.installed  ## Check config.yaml, then serve it behind HAProxy on 127.0.0.1:8000
+	$(BIN)/python -m serve_app.serve config.yaml
+
+check-config: $(VENV)/.installed  ## Refuse a wrong config.yaml with the field's name
+	$(BIN)/split-inference check-config config.yaml
+
+test: $(VENV)/.installed-dev  ## All tests: fast ones, then real Ray, HTTP and processes
+	$(BIN)/python -m pytest -q
+
+test-fast: $(VENV)/.installed-dev  ## Tests without Ray, under a minute
+	$(BIN)/python -m pytest -q -m 'not integration'
+
+check: $(VENV)/.installed-dev  ## Formatting, lint, types, spelling, import directions
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/codespell
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev  ## Format and sort imports
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+verify: $(VENV)/.installed  ## Prove the embedded model's split exact, bit for bit, at every split point
+	$(BIN)/split-inference verify embedded:resnet20-cifar10
+
+bench-codec: $(VENV)/.installed  ## Time and size of a frame by codec, beside LZ4, zstd and memcpy
+	$(BIN)/python -m benchmarks.bench_codec
+
+fuzz-wire: $(VENV)/.installed-dev  ## 300,000 hostile frames through decoder, codec and ingress
+	$(BIN)/python -m benchmarks.fuzz_wire --frames 300000
+
+accuracy: accuracy-embedded accuracy-mobilenet  ## Accuracy and bytes of the split models on real images (needs the data)
+
+accuracy-embedded: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.accuracy_embedded
+
+accuracy-mobilenet: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.accuracy_mobilenet
+
+train: $(VENV)/.installed  ## Train the embedded model again (needs the data; an hour on two cores)
+	$(BIN)/python scripts/train_embedded_model.py --write
+
+clean:  ## Remove .venv, caches and run folders
+	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

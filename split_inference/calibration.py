@@ -1,0 +1,84 @@
+"""What calibration found: split point, codec and clip ranges for one model, as a small JSON file.
+
+Client, server and demo read it. Knows no torch; the search that makes it is calibration_search.py.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from split_inference.errors import ConfigError, UnknownCodecError
+from split_inference.feature_codec import ClipRange, CodecProfile, FeatureCodec
+from split_inference.model_card import first_problem
+
+EMBEDDED_CALIBRATION = Path(__file__).resolve().parent / "embedded" / "resnet20_cifar10.calibration.json"
+
+
+class Clip(BaseModel):
+    """Ranges of one tensor: one value, or one per channel."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+class Calibration(BaseModel):
+    """A split point with the codec of each of its tensors, and the figures that speak for it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    """URI of the model that was calibrated."""
+    model_digest: str = Field(pattern="^[0-9a-f]{64}$")
+    split_point: str
+    codec: str
+    """Name of a codec profile, as in "u2+lz4"."""
+    clip: tuple[Clip, ...]
+    """One per tensor; empty where ranges are measured in every request."""
+    channel_axes: tuple[int, ...]
+    """One per tensor."""
+    figures: dict[str, float] = {}
+    made_by: str = ""
+
+    @model_validator(mode="after")
+    def _refuse_nonsense(self) -> Calibration:
+        if self.clip and len(self.clip) != len(self.channel_axes):
+            raise ValueError(f"{len(self.clip)} clip ranges for {len(self.channel_axes)} tensors")
+        try:
+            self.codecs()
+        except UnknownCodecError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def codecs(self) -> tuple[FeatureCodec, ...]:
+        """One codec per tensor of the split point."""
+        profile = CodecProfile.parse(self.codec)
+        ranges = [ClipRange(low=clip.low, high=clip.high) for clip in self.clip] or [None] * len(self.channel_axes)
+        return tuple(
+            FeatureCodec(profile, clip=clip, channel_axis=axis)
+            for clip, axis in zip(ranges, self.channel_axes, strict=True)
+        )
+
+
+def load_calibration(path: Path) -> Calibration:
+    """Read a calibration file; ConfigError names the file and the first field that is wrong."""
+    try:
+        return Calibration.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(f"cannot read calibration {path}: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"calibration {path} is not JSON: {error}") from error
+    except ValidationError as error:
+        raise ConfigError(f"calibration {path}: {first_problem(error)}") from error
+
+
+def save_calibration(calibration: Calibration, path: Path) -> None:
+    """Write a calibration file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_text(calibration.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)

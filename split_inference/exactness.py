@@ -1,0 +1,88 @@
+"""Proof that a split model is the unsplit one: bit for bit, through the bytes of a float32 frame.
+
+Knows the split, the codec and the wire; knows no server. What is proved here holds on the machine that ran it:
+two processors may still round differently from one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from split_inference.feature_codec import CodecProfile, FeatureCodec, decode_tensor
+from split_inference.model_split import SplitPoint, SplittableModel
+from split_inference.wire import DIGEST_BYTES, FeatureFrame, decode_frame, encode_frame
+
+PASS_THROUGH = CodecProfile(quantizer="float32", compressor="none")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExactnessResult:
+    """What one split point gave for one number of samples."""
+
+    split_point: SplitPoint
+    samples: int
+    exact: bool
+    largest_difference: float
+    frame_bytes: int
+
+
+def tensor_from(features: NDArray[np.float32]) -> Tensor:
+    """A tensor in torch's own, aligned memory; kernels may add up in another order at another alignment."""
+    result = torch.empty(features.shape, dtype=torch.float32)
+    result.numpy()[...] = features
+    return result
+
+
+def through_frame(features: Sequence[Tensor], *, split_point: str, digest: str) -> tuple[list[Tensor], int]:
+    """The tensors after a trip through a float32 frame, and the frame's bytes."""
+    codec = FeatureCodec(PASS_THROUGH)
+    frame = encode_frame(
+        FeatureFrame(
+            model_digest=bytes.fromhex(digest)[:DIGEST_BYTES],
+            split_point=split_point,
+            sample_count=len(features[0]),
+            deadline_budget_ms=None,
+            tensors=tuple(codec.encode(tensor.to(torch.float32).contiguous().numpy()) for tensor in features),
+        )
+    )
+    arrived = [tensor_from(decode_tensor(encoded)) for encoded in decode_frame(frame).tensors]
+    return [tensor.to(sent.dtype) for tensor, sent in zip(arrived, features, strict=True)], len(frame)
+
+
+@torch.inference_mode()
+def verify(
+    model: SplittableModel,
+    *,
+    samples: Sequence[int] = (1, 3),
+    seed: int = 0,
+    on_result: Callable[[ExactnessResult], None] | None = None,
+) -> list[ExactnessResult]:
+    """Run every split point for each number of samples on seeded noise, and compare all bits of the output."""
+    generator = torch.Generator().manual_seed(seed)
+    results = []
+    for count in samples:
+        x = torch.randn((count, *model.input.shape), generator=generator)
+        expected = model.whole(x)
+        for point in model.split_points:
+            sent = model.head(point.name)(x)
+            arrived, frame_bytes = through_frame(sent, split_point=point.name[:255], digest=model.digest)
+            answer = model.tail(point.name)(*arrived)
+            result = ExactnessResult(
+                split_point=point,
+                samples=count,
+                # Compared as integers: equal bits, so that NaN equals NaN and -0.0 differs from 0.0.
+                exact=answer.shape == expected.shape
+                and torch.equal(answer.view(torch.int32), expected.view(torch.int32)),
+                largest_difference=float((answer - expected).abs().max()),
+                frame_bytes=frame_bytes,
+            )
+            results.append(result)
+            if on_result is not None:
+                on_result(result)
+    return results

@@ -1,0 +1,151 @@
+"""Image and audio classifiers of the transformers library, from the hub or a local folder.
+
+Weights are safetensors only and code from the hub is never run. transformers takes seconds to import, so this file
+is imported when a URI needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from split_inference.audio_preprocessing import AudioPreprocessing
+from split_inference.errors import ModelLoadError
+from split_inference.model_card import CardFile, Preprocessing, Task
+from split_inference.model_split import first_line
+from split_inference.preprocessing import ImagePreprocessing
+
+# PIL's numbers, which preprocessor_config.json uses
+_RESAMPLE_NAMES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+
+def load_hf(source: str, *, random_weights: bool) -> tuple[nn.Module, CardFile]:
+    """A classifier and its card; `random_weights` reads the configuration only and leaves the weights to the caller.
+
+    Raises ModelLoadError: no such folder or hub id, no network, no safetensors, not a classifier.
+    """
+    import transformers
+
+    local = Path(source).is_dir()
+    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local}
+    if not local and (source.startswith((".", "/", "~")) or source.count("/") > 1):
+        raise ModelLoadError(f"no folder {source}")
+    with _quiet():
+        try:
+            config = transformers.AutoConfig.from_pretrained(source, **options)
+            task, auto = _kind_of(config, source)
+            if random_weights:
+                module = auto.from_config(config)
+            else:
+                module = auto.from_pretrained(source, use_safetensors=True, **options)
+            card = _card(source, config, task, local=local)
+        except ModelLoadError:
+            raise
+        except Exception as error:  # transformers and the hub client raise OSError, ValueError and types of their own
+            reason = first_line(error)
+            advice = "" if local else "; without a network, download it elsewhere and give hf:FOLDER"
+            raise ModelLoadError(f"cannot load hf:{source}: {reason}{advice}") from error
+    return module, card
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and notes off the user's screen; what matters is raised."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _kind_of(config: Any, source: str) -> tuple[Task, Any]:
+    import transformers
+
+    if type(config) in transformers.AutoModelForImageClassification._model_mapping:
+        return "image-classification", transformers.AutoModelForImageClassification
+    if type(config) in transformers.AutoModelForAudioClassification._model_mapping:
+        return "audio-classification", transformers.AutoModelForAudioClassification
+    raise ModelLoadError(f"hf:{source} is a {config.model_type} model; image and audio classifiers can be split")
+
+
+def _card(source: str, config: Any, task: Task, *, local: bool) -> CardFile:
+    import transformers
+
+    labels = tuple(str(config.id2label[i]) for i in sorted(config.id2label))
+    settings = _preprocessor_settings(source, local=local)
+    preprocessing: Preprocessing | None = None
+    input_shape: tuple[int, ...] | None = None
+    if task == "image-classification":
+        preprocessing = _image_preprocessing(settings, config)
+    elif settings is not None and "feature_extractor_type" in settings:
+        rate = int(settings.get("sampling_rate", 16_000))
+        preprocessing = AudioPreprocessing(sampling_rate=rate, extractor=settings)
+        input_shape = preprocessing.apply_waveform(np.zeros(rate, dtype=np.float32)).shape[1:]
+    elif hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):
+        input_shape = (config.max_length, config.num_mel_bins)
+    return CardFile(
+        task=task,
+        labels=labels,
+        preprocessing=preprocessing,
+        input_shape=input_shape,
+        notes=f"{config.model_type} from hf:{source}, transformers {transformers.__version__}",
+    )
+
+
+def _preprocessor_settings(source: str, *, local: bool) -> dict[str, Any] | None:
+    import json
+
+    from transformers.utils import cached_file
+
+    found = cached_file(
+        source, "preprocessor_config.json", local_files_only=local, _raise_exceptions_for_missing_entries=False
+    )
+    if found is None:
+        return None
+    settings: dict[str, Any] = json.loads(Path(found).read_text(encoding="utf-8"))
+    return settings
+
+
+def _image_preprocessing(settings: dict[str, Any] | None, config: Any) -> ImagePreprocessing:
+    settings = settings or {}
+    edge = getattr(config, "image_size", 224)
+    height, width = edge if isinstance(edge, (list, tuple)) else (edge, edge)
+    size = settings.get("size", {})
+    if isinstance(size, int):
+        size = {"shortest_edge": size}
+    shortest = None
+    crop = settings.get("crop_size") if settings.get("do_center_crop") else None
+    if "height" in size:
+        height, width = size["height"], size["width"]
+    elif "shortest_edge" in size:
+        shortest = size["shortest_edge"]
+        height = width = shortest
+        if crop is None and "crop_pct" in settings and settings["crop_pct"] and shortest < 384:
+            # ConvNeXt's processor: resize to edge / crop_pct, then crop to the edge; from 384 on it only resizes.
+            shortest = int(shortest / settings["crop_pct"])
+    if crop is not None:
+        height, width = (crop, crop) if isinstance(crop, int) else (crop["height"], crop["width"])
+        shortest = shortest or max(height, width)
+    scale = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if settings.get("do_normalize", bool(settings)):
+        mean, std = tuple(settings.get("image_mean", (0.5,) * 3)), tuple(settings.get("image_std", (0.5,) * 3))
+    return ImagePreprocessing(
+        height=height,
+        width=width,
+        shortest_edge=shortest,
+        resample=_RESAMPLE_NAMES.get(settings.get("resample", 2), "bilinear"),  # type: ignore[arg-type]
+        mean=tuple(value / scale for value in mean),  # type: ignore[arg-type]
+        std=tuple(value / scale for value in std),  # type: ignore[arg-type]
+    )

@@ -1,0 +1,126 @@
+"""Folders of inputs: encoded images or sounds as a device would have them, with labels where there are any.
+
+Read are: a file; a folder of images or sounds, with labels.csv (columns file,label) or one folder per class; and an
+.npz archive of JPEGs that share one header (jpeg_prefix, jpeg_body, offsets, labels), alone or as FOLDER/test.npz.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from split_inference.errors import DataError
+
+IMAGE_SUFFIXES = {
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".png": "image/png",
+    ".webp": "image/webp",
+    ".bmp": "image/bmp",
+}
+AUDIO_SUFFIXES = {".wav": "audio/wav", ".flac": "audio/flac", ".ogg": "audio/ogg"}
+MEDIA_TYPES = IMAGE_SUFFIXES | AUDIO_SUFFIXES
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedInput:
+    """One image or sound, still encoded."""
+
+    name: str
+    data: bytes
+    media_type: str
+    label: int | None
+    """Index of the right output, or None where nobody said."""
+    header_bytes: int = 0
+    """How many of the bytes are a header that all inputs of the set share, and that a fair comparison may leave out."""
+
+
+def read_inputs(
+    path: Path, *, limit: int | None = None, seed: int = 0, labels: Sequence[str] = ()
+) -> list[EncodedInput]:
+    """All inputs under a path, or a seeded sample of `limit` of them, sorted by name.
+
+    `labels` are the model's, so that folders named like them count as labels. Raises DataError: nothing there,
+    nothing readable there, or a labels.csv that does not fit; the message says what and where.
+    """
+    if path.is_file() and path.suffix == ".npz":
+        return _read_archive(path, limit, seed)
+    if path.is_file():
+        if path.suffix.lower() not in MEDIA_TYPES:
+            raise DataError(
+                f"{path} is no image or sound: known are {', '.join(sorted(MEDIA_TYPES))} and .npz archives"
+            )
+        return [_read_file(path, path.name, None)]
+    if not path.is_dir():
+        raise DataError(f"no file or folder {path}")
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in MEDIA_TYPES and p.is_file())
+    if not files:
+        archive = path / "test.npz"
+        if archive.is_file():
+            return _read_archive(archive, limit, seed)
+        raise DataError(f"{path} holds no images or sounds: known are {', '.join(sorted(MEDIA_TYPES))}, or a test.npz")
+    known = _labels_from_table(path / "labels.csv") if (path / "labels.csv").is_file() else None
+    index = {label: i for i, label in enumerate(labels)}
+    chosen = files if limit is None or limit >= len(files) else [files[i] for i in _sample(len(files), limit, seed)]
+    result = []
+    for file in chosen:
+        name = file.relative_to(path).as_posix()
+        label = known.get(name) if known is not None else index.get(file.parent.name)
+        result.append(_read_file(file, name, label))
+    return result
+
+
+def _sample(count: int, limit: int, seed: int) -> list[int]:
+    return sorted(int(i) for i in np.random.default_rng(seed).choice(count, size=limit, replace=False))
+
+
+def _read_file(file: Path, name: str, label: int | None) -> EncodedInput:
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}") from error
+    return EncodedInput(name=name, data=data, media_type=MEDIA_TYPES[file.suffix.lower()], label=label)
+
+
+def _labels_from_table(path: Path) -> dict[str, int]:
+    with path.open(newline="", encoding="utf-8") as table:
+        rows = csv.DictReader(table)
+        if rows.fieldnames is None or not {"file", "label"} <= set(rows.fieldnames):
+            raise DataError(f"{path} needs columns file and label, has {rows.fieldnames}")
+        result = {}
+        for row in rows:
+            if not row["label"].isdigit():
+                raise DataError(
+                    f"{path} line {rows.line_num}: label must be the index of an output, got {row['label']!r}"
+                )
+            result[row["file"]] = int(row["label"])
+    return result
+
+
+def _read_archive(path: Path, limit: int | None, seed: int) -> list[EncodedInput]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            prefix = archive["jpeg_prefix"].tobytes()
+            body = archive["jpeg_body"].tobytes()
+            offsets = archive["offsets"].tolist()
+            labels = archive["labels"].tolist()
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(f"{path} is no archive with jpeg_prefix, jpeg_body, offsets and labels: {error}") from error
+    count = len(labels)
+    if len(offsets) != count + 1 or offsets[-1] != len(body):
+        raise DataError(f"{path}: offsets do not fit {count} images of {len(body)} bytes together")
+    chosen = range(count) if limit is None or limit >= count else _sample(count, limit, seed)
+    return [
+        EncodedInput(
+            name=f"{path.stem}-{i:05}.jpg",
+            data=prefix + body[offsets[i] : offsets[i + 1]],
+            media_type="image/jpeg",
+            label=int(labels[i]),
+            header_bytes=len(prefix),
+        )
+        for i in chosen
+    ]

@@ -1,0 +1,97 @@
+"""From an encoded image to the array that a model takes: the same steps on the device and on the server.
+
+Knows NumPy and Pillow. Knows no torch and no model: the numbers come from the model's card.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+from split_inference.errors import MalformedInputError, TooLargeError
+
+# A 48-megapixel phone picture passes; decoded as RGB this is 150 MB, which a server process can hold.
+MAX_PIXELS = 50_000_000
+# Formats that phones and cameras write. Others bring large decoders into reach of strangers' bytes.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+_RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+Triple = tuple[float, float, float]
+
+
+class ImagePreprocessing(BaseModel):
+    """Resize, crop and normalise an RGB image: (pixel - mean) / std with pixels 0..255."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["image"] = "image"
+    height: PositiveInt
+    width: PositiveInt
+    shortest_edge: PositiveInt | None = None
+    """Resize so, then crop the centre; None resizes straight to height x width."""
+    resample: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    mean: Triple = (0.0, 0.0, 0.0)
+    """Per channel R, G, B, in pixel units (0..255)."""
+    std: Triple = Field(default=(255.0, 255.0, 255.0))
+    """Per channel, in pixel units; none may be 0."""
+
+    @model_validator(mode="after")
+    def _refuse_nonsense(self) -> ImagePreprocessing:
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, got {self.std}")
+        if self.shortest_edge is not None and self.shortest_edge < max(self.height, self.width):
+            raise ValueError(f"shortest_edge {self.shortest_edge} is smaller than the crop {self.height}x{self.width}")
+        return self
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one sample: (3, height, width)."""
+        return (3, self.height, self.width)
+
+    def apply(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.float32]:
+        """An encoded image -> float32 [1, 3, H, W].
+
+        The pixel count is read from the header and checked before anything is decoded (TooLargeError).
+        Bytes that are no image of a known format, or end too early, raise MalformedInputError.
+        """
+        return self.apply_image(decode_image(data, max_pixels=max_pixels))
+
+    def apply_image(self, image: Image.Image) -> NDArray[np.float32]:
+        """An RGB image -> float32 [1, 3, H, W]."""
+        resample = _RESAMPLING[self.resample]
+        if self.shortest_edge is None:
+            if image.size != (self.width, self.height):
+                image = image.resize((self.width, self.height), resample)
+        else:
+            scale = self.shortest_edge / min(image.size)
+            width, height = (max(self.shortest_edge, round(edge * scale)) for edge in image.size)
+            left, top = (width - self.width) // 2, (height - self.height) // 2
+            image = image.resize((width, height), resample).crop((left, top, left + self.width, top + self.height))
+        pixels_HWC = np.asarray(image, dtype=np.float32)
+        normal_HWC = (pixels_HWC - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return np.ascontiguousarray(normal_HWC.transpose(2, 0, 1)[None])
+
+
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An encoded image -> upright RGB image; MalformedInputError or TooLargeError, see ImagePreprocessing.apply."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise MalformedInputError(f"{len(data)} bytes that are no {', '.join(IMAGE_FORMATS)} image") from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise TooLargeError(f"image is {width}x{height} pixels; at most {max_pixels} are decoded")
+    try:
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise MalformedInputError(f"the image cannot be decoded: {error}") from error

@@ -1,0 +1,48 @@
+"""Fixtures for all tests: where the data lies, a seeded generator, one torch thread."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items):
+    """Tests under tests/integration start real processes; `make test-fast` leaves them out by this mark."""
+    for item in items:
+        if "integration" in item.path.relative_to(ROOT / "tests").parts:
+            item.add_marker(pytest.mark.integration)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_torch_thread():
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20)
+
+
+def _data_folder() -> Path | None:
+    named = os.environ.get("SPLIT_INFERENCE_DATA")
+    folder = Path(named) if named else ROOT.parent / "shared" / "data"
+    return folder if folder.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Real images and a real network; skips where they are absent, fails there with REQUIRE_DATA=1."""
+    folder = _data_folder()
+    if folder is None:
+        reason = "no test data: set SPLIT_INFERENCE_DATA, or put it at ../shared/data"
+        if os.environ.get("REQUIRE_DATA") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return folder

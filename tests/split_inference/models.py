@@ -1,0 +1,65 @@
+"""Small networks for tests, each with one thing that a splitter can get wrong."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Branches(nn.Module):
+    """Two branches, a shortcut over both, a shared activation, and an in-place addition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.left = nn.Conv2d(8, 8, 3, padding=1)
+        self.right = nn.Conv2d(8, 8, 1)
+        self.relu = nn.ReLU(inplace=True)
+        self.dropout = nn.Dropout(0.5)
+        self.classifier = nn.Linear(8, 5)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        x = self.relu(self.stem(pixel_values))
+        y = self.relu(self.left(x))
+        y += self.right(x)
+        y = self.dropout(self.relu(y + x))
+        return self.classifier(y.mean((2, 3)))
+
+
+class Windows(nn.Module):
+    """Folds windows into the batch axis and back, as window attention does, and keeps the batch size alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+        self.outer = nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        windows = x.reshape(x.shape[0] * 4, 6)
+        mixed = torch.tanh(self.inner(windows))
+        scale = torch.arange(x.shape[0] * 4, dtype=x.dtype).sum() * 0 + 2
+        return self.outer((mixed * scale).reshape(x.shape[0], 24))
+
+
+class ChannelsLast(nn.Module):
+    """Features that do not lie in memory in the order of their axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3)
+        self.linear = nn.Linear(16, 16)
+        self.norm = nn.LayerNorm(16)
+        self.classifier = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x.to(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+        y = self.norm(self.linear(y)).permute(0, 3, 1, 2)
+        return self.classifier(y.sum((2, 3)) / y.transpose(1, 3).mean())
+
+
+def seeded(module: nn.Module, seed: int = 0) -> nn.Module:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return module.eval()

@@ -1,0 +1,57 @@
+"""The networks that people split, each exact at every split point for one sample and for three."""
+
+import pytest
+import torch
+
+from split_inference.exactness import verify
+from split_inference.model_catalog import load_model
+from split_inference.model_split import export_model
+from split_inference.weights import fill_with_random_weights
+
+
+def _assert_exact(model, *, at_least):
+    results = verify(model, samples=(1, 3))
+    assert [(r.split_point.name, r.samples, r.largest_difference) for r in results if not r.exact] == []
+    assert len(model.split_points) >= at_least
+
+
+def test_the_embedded_model_is_exact():
+    _assert_exact(load_model("embedded:resnet20-cifar10").model, at_least=24)
+
+
+def test_resnet34_is_exact():
+    _assert_exact(load_model("resnet34?weights=random&seed=0").model, at_least=40)
+
+
+def test_mobilenet_v2_is_exact():
+    from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
+
+    network = MobileNetV2ForImageClassification(MobileNetV2Config(image_size=96, num_labels=10))
+    fill_with_random_weights(network, seed=0)
+    _assert_exact(export_model(network, torch.zeros(1, 3, 96, 96)), at_least=95)
+
+
+def test_a_vision_transformer_is_exact():
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(
+        hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128, image_size=64, patch_size=16
+    )
+    network = ViTForImageClassification(config)
+    fill_with_random_weights(network, seed=0)
+    _assert_exact(export_model(network, torch.zeros(1, 3, 64, 64)), at_least=15)
+
+
+def test_an_audio_spectrogram_transformer_is_exact():
+    from transformers import ASTConfig, ASTForAudioClassification
+
+    config = ASTConfig(
+        hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128, max_length=128, num_mel_bins=64
+    )
+    network = ASTForAudioClassification(config)
+    fill_with_random_weights(network, seed=0)
+    _assert_exact(export_model(network, torch.zeros(1, 128, 64)), at_least=19)
+
+
+def test_the_real_mobilenet_is_exact(data_folder):
+    _assert_exact(load_model(f"pt2:{data_folder}/models/mobilenet_v2_imagenet.pt2").model, at_least=60)
