@@ -177,7 +177,7 @@ def verify(
     from split_inference.exactness import verify as prove
 
     loaded = load_with_notice(model, max_tensors=max_tensors, threads=threads)
-    counts = tuple(samples or (1, 3))
+    counts = tuple(dict.fromkeys(samples or (1, 3)))
     with progress_bar() as bar:
         task = bar.add_task("verifying", total=len(loaded.model.split_points) * len(counts))
 
@@ -210,7 +210,7 @@ def verify(
             "split point", "features", *(f"{count} sample{'s' * (count > 1)}" for count in counts), "frame bytes"
         )
         for i, point in enumerate(loaded.model.split_points):
-            mine = results[i :: len(loaded.model.split_points)]
+            mine = results[i * len(counts) : (i + 1) * len(counts)]
             verdicts = ["exact" if r.exact else f"[red]differs by {r.largest_difference:.3g}[/red]" for r in mine]
             features = " + ".join("x".join(map(str, spec.shape)) for spec in point.features)
             table.add_row(point.name, features, *verdicts, f"{mine[0].frame_bytes:,}")

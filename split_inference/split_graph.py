@@ -51,7 +51,7 @@ class SplitGraph:
         self.module = module
         graph = module.graph
         for node in list(graph.nodes):
-            if node.target in _IDENTITIES:
+            if node.target in _IDENTITIES or (node.target is _ATEN.clone.default and not node.kwargs):
                 node.replace_all_uses_with(node.args[0])
                 graph.erase_node(node)
         inputs = [node for node in graph.nodes if node.op == "placeholder"]
@@ -161,50 +161,39 @@ class SplitGraph:
         return FeatureSpec(shape=shape, dtype=SENDABLE[value.dtype], channel_axis=channel_axis)
 
     def head(self, nodes: tuple[fx.Node, ...]) -> nn.Module:
-        needed = self.ancestors(nodes)
-        graph = fx.Graph()
-        copied: dict[fx.Node, fx.Node] = {}
-        for node in self.module.graph.nodes:
-            if node in needed or node is self.input:
-                copied[node] = graph.node_copy(node, copied.__getitem__)
+        """A module that computes the values of `nodes` from the input, as a tuple."""
+        copy = _Copy(self, self.ancestors(nodes))
+        copied = {self.input: copy.graph.placeholder(self.input.name)}
+        copy.fill(copied, samples_of=copied[self.input])
         results = []
         for node in nodes:
             spec = self.feature_spec(node)
             assert spec is not None
             result = copied[node]
             if self._rows_per_sample(node) != 1:
-                result = graph.call_function(_ATEN.reshape.default, (result, [-1, *spec.shape]))
+                result = copy.graph.call_function(_ATEN.reshape.default, (result, [-1, *spec.shape]))
             results.append(result)
-        graph.output(tuple(results))
-        return _finish(self.module, graph, "Head")
+        copy.graph.output(tuple(results))
+        return _finish(self.module, copy.graph, "Head")
 
     def tail(self, nodes: tuple[fx.Node, ...]) -> nn.Module:
-        needed = self.needed(nodes) - set(nodes)
-        graph = fx.Graph()
-        copied: dict[fx.Node, fx.Node] = {}
-        placeholders = [graph.placeholder(f"features_{i}") for i in range(len(nodes))]
-        for node, placeholder in zip(nodes, placeholders, strict=True):
-            copied[node] = self._restored(graph, node, placeholder)
-        samples: fx.Node | None = None
+        """A module that computes the output from the values of `nodes`, given in that order."""
+        copy = _Copy(self, self.needed(nodes) - set(nodes))
+        placeholders = [copy.graph.placeholder(f"features_{i}") for i in range(len(nodes))]
+        copied = {
+            node: self._restored(copy.graph, node, placeholder)
+            for node, placeholder in zip(nodes, placeholders, strict=True)
+        }
+        copy.fill(copied, samples_of=placeholders[0])
+        copy.graph.output(copied[self.output])
+        return _finish(self.module, copy.graph, "Tail")
 
-        def size_of(node: fx.Node) -> fx.Node:
-            nonlocal samples
-            if samples is None:
-                samples = graph.call_function(_ATEN.sym_size.int, (placeholders[0], 0))
-            multiple = node.meta["val"].node.expr / self._s0
-            if multiple == 1:
-                return samples
-            if not multiple.is_Integer:
-                raise ModelExportError(f"size {node.meta['val']} is no multiple of the number of samples")
-            return graph.call_function(operator.mul, (samples, int(multiple)))
-
-        for node in self.module.graph.nodes:
-            if node not in needed or node in copied or node.op in ("placeholder", "output"):
-                continue
-            # Sizes are taken from the tail's own input, so that the tail serves any number of samples.
-            copied[node] = size_of(node) if _is_size(node) else graph.node_copy(node, copied.__getitem__)
-        graph.output(copied[self.output])
-        return _finish(self.module, graph, "Tail")
+    def size_over_samples(self, node: fx.Node) -> int:
+        """How many times the number of samples a size is; ModelExportError where it is no multiple."""
+        multiple = node.meta["val"].node.expr / self._s0
+        if not multiple.is_Integer:
+            raise ModelExportError(f"size {node.meta['val']} is no multiple of the number of samples")
+        return int(multiple)
 
     def _restored(self, graph: fx.Graph, node: fx.Node, placeholder: fx.Node) -> fx.Node:
         """The value as the graph had it: its rows, and the order in which its axes lie in memory.
@@ -224,6 +213,32 @@ class SplitGraph:
         result = graph.call_function(_ATEN.permute.default, (result, in_memory))
         result = graph.call_function(_ATEN.contiguous.default, (result,))
         return graph.call_function(_ATEN.permute.default, (result, inverse))
+
+
+class _Copy:
+    """A new graph with some nodes of another one. Sizes are taken from the new graph's own input.
+
+    So a half serves any number of samples, and needs nothing of what the other half computed them from.
+    """
+
+    def __init__(self, source: SplitGraph, wanted: set[fx.Node]) -> None:
+        self.graph = fx.Graph()
+        self._source = source
+        self._wanted = wanted
+
+    def fill(self, copied: dict[fx.Node, fx.Node], *, samples_of: fx.Node) -> None:
+        """Copy the wanted nodes that are not in `copied` yet, in order, and note them there."""
+        samples: fx.Node | None = None
+        for node in self._source.module.graph.nodes:
+            if node not in self._wanted or node in copied or node.op in ("placeholder", "output"):
+                continue
+            if not _is_size(node):
+                copied[node] = self.graph.node_copy(node, copied.__getitem__)
+                continue
+            multiple = self._source.size_over_samples(node)
+            if samples is None:
+                samples = self.graph.call_function(_ATEN.sym_size.int, (samples_of, 0))
+            copied[node] = samples if multiple == 1 else self.graph.call_function(operator.mul, (samples, multiple))
 
 
 def _hint(size: Any) -> int:

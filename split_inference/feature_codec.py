@@ -1,0 +1,350 @@
+"""float32 features -> quantizer -> bit planes -> compressor, and back; a codec profile is one such choice, as a value.
+
+Decoding needs no profile: an encoded tensor says by ids how it was made. An id never changes its meaning; a changed
+codec gets a new one (docs/how-to/add-a-codec.md). Knows NumPy arrays and no frames, no torch and no model.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from split_inference import compression, packing, quantization, tiled_jpeg
+from split_inference.errors import FeatureMismatchError, MalformedFrameError, UnknownCodecError
+
+Quantizer = Literal["float32", "float16", "uniform", "tiled-jpeg"]
+Compressor = Literal["none", "lz4", "lz4hc", "zstd"]
+
+FLOAT32: Final = 0
+FLOAT16: Final = 1
+UNIFORM_PER_TENSOR: Final = 2
+UNIFORM_PER_CHANNEL: Final = 3
+TILED_JPEG: Final = 4
+
+COMPRESSOR_IDS: Final[dict[Compressor, int]] = {
+    "none": compression.NONE,
+    "lz4": compression.LZ4,
+    "lz4hc": compression.LZ4HC,
+    "zstd": compression.ZSTD,
+}
+DTYPES: Final = ("float32", "float16")
+
+_NAME = re.compile(r"(float32|float16|u([1-8])(c?))(?:\+(none|lz4|lz4hc|zstd))?|jpeg([1-9]\d?|100)")
+_KNOWN_NAMES = (
+    "float32, float16, u1..u8 (u4c: a range per channel), each with +none, +lz4, +lz4hc or +zstd; jpeg1..jpeg100"
+)
+
+# Halfway between float16's largest number and the next power of two: from here on rounding gives infinity.
+_FLOAT16_OVERFLOW: Final = 65_520.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CodecProfile:
+    """A choice of quantizer and compressor; equal profiles decode each other's bytes.
+
+    An option that its quantizer ignores has to stay at its default, so equal names are equal profiles.
+
+    >>> CodecProfile(bits=2).name, CodecProfile.parse("u4c+zstd").per_channel
+    ('u2+lz4', True)
+    """
+
+    quantizer: Quantizer = "uniform"
+    bits: int = 4
+    """Of the uniform quantizer, 1..8."""
+    per_channel: bool = False
+    """One range per channel instead of one per tensor (uniform)."""
+    compressor: Compressor = "lz4"
+    jpeg_quality: int = 75
+    """Of the tiled JPEG, 1..100."""
+
+    def __post_init__(self) -> None:
+        if self.quantizer not in get_args(Quantizer):
+            raise ValueError(f"quantizer must be one of {get_args(Quantizer)}, got {self.quantizer!r}")
+        if self.compressor not in COMPRESSOR_IDS:
+            raise ValueError(f"compressor must be one of {tuple(COMPRESSOR_IDS)}, got {self.compressor!r}")
+        if not quantization.MIN_BITS <= self.bits <= quantization.MAX_BITS:
+            raise ValueError(f"bits must be {quantization.MIN_BITS}..{quantization.MAX_BITS}, got {self.bits}")
+        if not 1 <= self.jpeg_quality <= 100:
+            raise ValueError(f"jpeg_quality must be 1..100, got {self.jpeg_quality}")
+        if self.quantizer != "uniform" and (self.bits, self.per_channel) != (4, False):
+            raise ValueError(f"{self.quantizer} takes neither bits nor per_channel")
+        if self.quantizer == "tiled-jpeg" and self.compressor != "lz4":
+            raise ValueError("tiled-jpeg takes no compressor")
+        if self.quantizer != "tiled-jpeg" and self.jpeg_quality != 75:
+            raise ValueError(f"{self.quantizer} takes no jpeg_quality")
+
+    @property
+    def name(self) -> str:
+        """Short name that `parse` reads back, as in "u4c+zstd"."""
+        if self.quantizer == "tiled-jpeg":
+            return f"jpeg{self.jpeg_quality}"
+        quantizer = f"u{self.bits}{'c' * self.per_channel}" if self.quantizer == "uniform" else self.quantizer
+        return f"{quantizer}+{self.compressor}"
+
+    @classmethod
+    def parse(cls, name: str) -> CodecProfile:
+        """The profile of that name; without "+compressor" it is LZ4, and none for float32. Raises UnknownCodecError."""
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise UnknownCodecError(f"unknown codec {name!r}; known are {_KNOWN_NAMES}")
+        quantizer, bits, per_channel, compressor, quality = match.groups()
+        if quality is not None:
+            return cls(quantizer="tiled-jpeg", jpeg_quality=int(quality))
+        compressor = cast(Compressor, compressor or ("none" if quantizer == "float32" else "lz4"))
+        if bits is not None:
+            return cls(bits=int(bits), per_channel=bool(per_channel), compressor=compressor)
+        return cls(quantizer=cast(Quantizer, quantizer), compressor=compressor)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipRange:
+    """Calibrated range of the features, as low and high of the tensor or of each channel; values beyond are clipped."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.low or len(self.low) != len(self.high):
+            raise ValueError(f"clip range needs as many lows as highs, got {len(self.low)} and {len(self.high)}")
+        for low, high in zip(self.low, self.high, strict=True):
+            if not (math.isfinite(low) and math.isfinite(high) and high - low >= quantization.MIN_WIDTH):
+                raise ValueError(f"clip range must be finite with low < high, got {low} and {high}")
+
+    def ranges(self) -> NDArray[np.float32]:
+        """As float32 [R, 2]; raises ValueError where float32 makes low and high equal or infinite."""
+        ranges = np.array((self.low, self.high)).T
+        if np.abs(ranges).max() <= np.finfo(np.float32).max:
+            ranges = ranges.astype(np.float32)
+            if (ranges[:, 0] < ranges[:, 1]).all():
+                return ranges
+        raise ValueError("clip range is beyond float32, or narrower than it can tell apart")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class EncodedTensor:
+    """What a frame carries for one tensor.
+
+    Refuses, with ValueError, what no codec can mean: an empty shape, an axis that is not there, a range that is not
+    finite with low < high, or whose width is beyond float32. Ids are not judged here: a newer sender may know more.
+    """
+
+    shape: tuple[int, ...]
+    """Samples first."""
+    dtype: str
+    """Of the features before encoding, "float32" or "float16"; decoding gives float32, exact for both."""
+    quantizer_id: int
+    bits: int
+    """Per element before compression: 32 and 16 of the floats, 8 of the tiled JPEG."""
+    compressor_id: int
+    channel_axis: int
+    """Where a quantizer counts channels; 0 where it does not."""
+    ranges: NDArray[np.float32]
+    """Low and high, [R, 2]; R is 0, 1, C, N or N * C."""
+    payload: bytes | memoryview
+
+    def __post_init__(self) -> None:
+        if not self.shape or min(self.shape) < 1:
+            raise ValueError(f"shape must have at least one element, got {self.shape}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {DTYPES}, got {self.dtype!r}")
+        if not 0 <= self.channel_axis < len(self.shape):
+            raise ValueError(f"channel axis {self.channel_axis} of {len(self.shape)} axes")
+        if self.ranges.ndim != 2 or self.ranges.shape[1] != 2 or self.ranges.dtype != np.float32:
+            raise ValueError(f"ranges must be float32 [R, 2], got {self.ranges.dtype} {list(self.ranges.shape)}")
+        if len(self.ranges):
+            with np.errstate(over="ignore", invalid="ignore"):
+                width = self.ranges[:, 1] - self.ranges[:, 0]
+            # One test for all: NaN fails every comparison, and an infinite end makes an infinite or NaN width.
+            if not (width.min() > 0 and width.max() <= np.finfo(np.float32).max):
+                raise ValueError("ranges must be finite with low < high, and their width within float32")
+
+
+class FeatureCodec:
+    """Encodes features with one profile; holds no state between calls, so threads may share it.
+
+    Without `clip`, ranges are measured per sample: what a sample decodes to never depends on its neighbours.
+    """
+
+    def __init__(self, profile: CodecProfile, *, clip: ClipRange | None = None, channel_axis: int = 1) -> None:
+        if channel_axis < 1:
+            raise ValueError(f"channel_axis must be at least 1 (axis 0 counts samples), got {channel_axis}")
+        if clip is not None and profile.quantizer in ("float32", "float16"):
+            raise ValueError(f"{profile.name} has no ranges to clip")
+        if clip is not None and len(clip.low) > 1 and not profile.per_channel:
+            raise ValueError(f"{profile.name} has one range, the clip range {len(clip.low)}")
+        self.profile = profile
+        self.clip = clip
+        self.channel_axis = channel_axis
+        self._clip_ranges = clip.ranges() if clip is not None else None
+
+    def __repr__(self) -> str:
+        return f"FeatureCodec({self.profile.name}, clip={self.clip}, channel_axis={self.channel_axis})"
+
+    def encode(self, features: NDArray[np.float32]) -> EncodedTensor:
+        """Encode features [N, ...], float32 or float16, of any memory layout.
+
+        Raises ValueError for an empty array, NaN or infinity, a dtype or a number of channels that does not fit, and
+        values beyond what the profile can hold.
+        """
+        if features.ndim == 0 or features.size == 0:
+            raise ValueError(f"features must have at least one element, got shape {features.shape}")
+        if features.dtype not in (np.float32, np.float16):
+            raise ValueError(f"features must be float32 or float16, got {features.dtype}")
+        values = np.ascontiguousarray(features, np.float32)
+        if self.profile.quantizer in ("float32", "float16"):
+            return self._pass_through(values, features.dtype.name)
+        return self._quantized(values, features.dtype.name)
+
+    def _pass_through(self, values: NDArray[np.float32], dtype: str) -> EncodedTensor:
+        low, high = values.min(), values.max()
+        quantization.refuse_non_finite(low, high)
+        half = self.profile.quantizer == "float16"
+        if half and max(-low, high) >= _FLOAT16_OVERFLOW:
+            raise ValueError(f"values from {low:g} to {high:g} do not fit in float16 (largest 65504)")
+        raw = values.astype("<f2" if half else "<f4", copy=False).reshape(-1).view(np.uint8)
+        compressor_id, payload = compression.compress(raw, COMPRESSOR_IDS[self.profile.compressor])
+        return EncodedTensor(
+            shape=values.shape,
+            dtype=dtype,
+            quantizer_id=FLOAT16 if half else FLOAT32,
+            bits=16 if half else 32,
+            compressor_id=compressor_id,
+            channel_axis=0,
+            ranges=np.empty((0, 2), np.float32),
+            payload=payload,
+        )
+
+    def _quantized(self, values: NDArray[np.float32], dtype: str) -> EncodedTensor:
+        jpeg = self.profile.quantizer == "tiled-jpeg"
+        uses_channels = jpeg or self.profile.per_channel
+        if uses_channels and self.channel_axis >= values.ndim:
+            raise ValueError(f"channel_axis {self.channel_axis} is not an axis of features {values.shape}")
+        bits = tiled_jpeg.BITS if jpeg else self.profile.bits
+        grid = quantization.channel_grid(values.shape, self.channel_axis if self.profile.per_channel else None)
+        view_NACB = values.reshape(grid)
+        if self._clip_ranges is None:
+            ranges = quantization.measured_ranges(view_NACB)
+        else:
+            quantization.refuse_non_finite(values.min(), values.max())
+            ranges = self._ranges_for(channels=grid[2])
+        codes = quantization.quantize(view_NACB, quantization.Scale.of(ranges, bits=bits, grid=grid))
+        if jpeg:
+            quantizer_id, compressor_id = TILED_JPEG, compression.NONE
+            payload = tiled_jpeg.encode_tiles(
+                codes.reshape(values.shape), channel_axis=self.channel_axis, quality=self.profile.jpeg_quality
+            )
+        else:
+            quantizer_id = UNIFORM_PER_CHANNEL if self.profile.per_channel else UNIFORM_PER_TENSOR
+            planes = packing.pack_planes(codes, bits=bits)
+            compressor_id, payload = compression.compress(planes.reshape(-1), COMPRESSOR_IDS[self.profile.compressor])
+        return EncodedTensor(
+            shape=values.shape,
+            dtype=dtype,
+            quantizer_id=quantizer_id,
+            bits=bits,
+            compressor_id=compressor_id,
+            channel_axis=self.channel_axis if uses_channels else 0,
+            ranges=ranges,
+            payload=payload,
+        )
+
+    def _ranges_for(self, *, channels: int) -> NDArray[np.float32]:
+        assert self._clip_ranges is not None
+        if len(self._clip_ranges) == 1:
+            return np.repeat(self._clip_ranges, channels, axis=0)
+        if len(self._clip_ranges) != channels:
+            raise ValueError(f"features have {channels} channels, the clip range {len(self._clip_ranges)}")
+        return self._clip_ranges
+
+
+def decode_tensor(encoded: EncodedTensor, *, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    """The float32 features of `encoded`, in its shape: writable, C-contiguous, sharing no memory with the payload.
+
+    `out` takes the result instead of a new array, and is returned; ValueError unless it fits. Raises
+    UnknownCodecError for an id without a meaning here, MalformedFrameError where ranges or payload do not fit the
+    shape, and FeatureMismatchError for NaN or infinity. Beside the result it allocates less memory than the result
+    takes (float32 4 to 8 MiB at most, 8 bits a quarter, float16 a half).
+    """
+    if out is not None and (out.shape != encoded.shape or out.dtype != np.float32 or not out.flags.c_contiguous):
+        raise ValueError(f"out must be C-contiguous float32 {encoded.shape}, got {out.dtype} {out.shape}")
+    if encoded.quantizer_id in (FLOAT32, FLOAT16):
+        return _decode_floats(encoded, out)
+    if encoded.quantizer_id in (UNIFORM_PER_TENSOR, UNIFORM_PER_CHANNEL):
+        return _decode_planes(encoded, out)
+    if encoded.quantizer_id == TILED_JPEG:
+        return _decode_jpeg(encoded, out)
+    raise UnknownCodecError(
+        f"quantizer id {encoded.quantizer_id} has no meaning here; known are {FLOAT32}..{TILED_JPEG}"
+    )
+
+
+def raw_bytes(shape: Sequence[int]) -> int:
+    """Bytes of a float32 tensor of that shape, as a Python integer that cannot overflow."""
+    return 4 * math.prod(int(length) for length in shape)
+
+
+def _decode_floats(encoded: EncodedTensor, out: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    half = encoded.quantizer_id == FLOAT16
+    if encoded.bits != (16 if half else 32) or len(encoded.ranges):
+        raise MalformedFrameError(f"a float tensor with {encoded.bits} bits and {len(encoded.ranges)} ranges")
+    count = math.prod(encoded.shape)
+    segments = compression.checked_segments(encoded.payload, encoded.compressor_id, count * encoded.bits // 8)
+    out = np.empty(encoded.shape, np.float32) if out is None else out
+    flat = out.reshape(-1)
+    target = np.empty(count, "<f2") if half else flat
+    compression.inflate_into(target.view(np.uint8), segments, encoded.compressor_id)
+    # Hostile floats may be signalling NaNs, which warn when they are converted or compared.
+    with np.errstate(invalid="ignore"):
+        if half:
+            flat[:] = target
+        elif sys.byteorder == "big":
+            flat.byteswap(inplace=True)
+        finite = np.isfinite(flat.min()) and np.isfinite(flat.max())
+    if not finite:
+        raise FeatureMismatchError("features must be finite; the frame holds NaN or infinity")
+    return out
+
+
+def _decode_planes(encoded: EncodedTensor, out: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    per_channel = encoded.quantizer_id == UNIFORM_PER_CHANNEL
+    if per_channel != (encoded.channel_axis > 0):
+        raise MalformedFrameError(f"quantizer id {encoded.quantizer_id} with channel axis {encoded.channel_axis}")
+    grid = quantization.channel_grid(encoded.shape, encoded.channel_axis if per_channel else None)
+    scale = _scale(encoded, grid)
+    count = math.prod(encoded.shape)
+    raw_size = packing.packed_bytes(count, bits=encoded.bits)
+    segments = compression.checked_segments(encoded.payload, encoded.compressor_id, raw_size)
+    planes = np.empty((encoded.bits, packing.plane_bytes(count)), np.uint8)
+    compression.inflate_into(planes.reshape(-1), segments, encoded.compressor_id)
+    out = np.empty(encoded.shape, np.float32) if out is None else out
+    packing.unpack_planes(planes, out=out.reshape(-1))
+    quantization.dequantize(out.reshape(grid), scale)
+    return out
+
+
+def _decode_jpeg(encoded: EncodedTensor, out: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    if encoded.bits != tiled_jpeg.BITS or encoded.compressor_id != compression.NONE or encoded.channel_axis < 1:
+        raise MalformedFrameError(
+            f"a tiled JPEG with {encoded.bits} bits, compressor id {encoded.compressor_id} "
+            f"and channel axis {encoded.channel_axis}"
+        )
+    grid = quantization.channel_grid(encoded.shape, None)
+    scale = _scale(encoded, grid)
+    out = np.empty(encoded.shape, np.float32) if out is None else out
+    tiled_jpeg.decode_tiles_into(out, encoded.payload, channel_axis=encoded.channel_axis)
+    quantization.dequantize(out.reshape(grid), scale)
+    return out
+
+
+def _scale(encoded: EncodedTensor, grid: tuple[int, int, int, int]) -> quantization.Scale:
+    try:
+        return quantization.Scale.of(encoded.ranges, bits=encoded.bits, grid=grid)
+    except ValueError as error:
+        raise MalformedFrameError(str(error)) from None

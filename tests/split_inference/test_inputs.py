@@ -1,0 +1,86 @@
+"""Folders of inputs: labels are found where they are, samples follow the seed, wrong folders get one line."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from split_inference.errors import DataError
+from split_inference.inputs import read_inputs
+
+
+def jpeg(value: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), (value, 0, 0)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i in range(6):
+        (tmp_path / f"{i}.jpg").write_bytes(jpeg(i))
+    (tmp_path / "labels.csv").write_text("file,label,note\n" + "".join(f"{i}.jpg,{i % 3},x\n" for i in range(5)))
+    return tmp_path
+
+
+def test_labels_come_from_the_table_and_may_be_missing(folder):
+    assert [item.label for item in read_inputs(folder)] == [0, 1, 2, 0, 1, None]
+
+
+def test_labels_come_from_folders_named_like_the_models_labels(tmp_path):
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "a.png").write_bytes(jpeg(1))
+    items = read_inputs(tmp_path, labels=("dog", "cat"))
+    assert [(item.name, item.label) for item in items] == [("cat/a.png", 1), ("dog/a.png", 0)]
+
+
+def test_a_sample_follows_the_seed(folder):
+    names = [[item.name for item in read_inputs(folder, limit=3, seed=seed)] for seed in (0, 0, 1, 2)]
+    assert names[0] == names[1]
+    assert len({tuple(n) for n in names}) > 1
+    assert all(n == sorted(n) and len(n) == 3 for n in names)
+
+
+def test_an_archive_of_jpegs_gives_whole_files(tmp_path):
+    prefix, bodies = b"HEAD", [b"one", b"three", b""]
+    np.savez(
+        tmp_path / "test.npz",
+        jpeg_prefix=np.frombuffer(prefix, np.uint8),
+        jpeg_body=np.frombuffer(b"".join(bodies), np.uint8),
+        offsets=np.array([0, 3, 8, 8], np.uint32),
+        labels=np.array([2, 0, 1], np.uint8),
+    )
+    items = read_inputs(tmp_path)
+    assert [item.data for item in items] == [prefix + body for body in bodies]
+    assert [item.label for item in items] == [2, 0, 1]
+    assert {item.header_bytes for item in items} == {4}
+
+
+def test_the_real_photographs_have_labels(data_folder):
+    items = read_inputs(data_folder / "imagenet")
+    assert len(items) == 200
+    assert all(0 <= item.label < 1000 for item in items)
+
+
+def test_wrong_paths_are_refused_in_one_line(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "bad.npz").write_bytes(b"x")
+    for path, reason in (
+        (tmp_path / "none", "no file or folder"),
+        (tmp_path / "a.txt", "is no image or sound"),
+        (tmp_path / "bad.npz", "is no archive"),
+        (tmp_path, "holds no images or sounds"),
+    ):
+        with pytest.raises(DataError, match=reason):
+            read_inputs(path)
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"), [("name,label\n", "needs columns"), ("file,label\n0.jpg,cat\n", "line 2")]
+)
+def test_a_wrong_table_names_its_line(folder, table, reason):
+    (folder / "labels.csv").write_text(table)
+    with pytest.raises(DataError, match=reason):
+        read_inputs(folder)

@@ -1,0 +1,104 @@
+"""Preprocessing: what the numbers mean, and what is refused before it costs anything."""
+
+import io
+import struct
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from split_inference.errors import MalformedInputError, TooLargeError
+from split_inference.preprocessing import ImagePreprocessing
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noise(rng, height: int, width: int) -> Image.Image:
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def test_pixels_are_normalised_per_channel(rng):
+    image = noise(rng, 4, 6)
+    steps = ImagePreprocessing(height=4, width=6, mean=(1, 2, 3), std=(10, 20, 40))
+    got = steps.apply(encoded(image))
+    want = (np.asarray(image, np.float32) - np.float32([1, 2, 3])) / np.float32([10, 20, 40])
+    assert got.shape == (1, 3, 4, 6)
+    assert got.dtype == np.float32
+    assert np.array_equal(got[0].transpose(1, 2, 0), want)
+
+
+def test_the_centre_is_cropped_after_the_shortest_edge_is_resized():
+    image = Image.new("RGB", (40, 20))
+    image.paste((255, 255, 255), (15, 0, 25, 20))  # the middle quarter is white
+    steps = ImagePreprocessing(height=8, width=8, shortest_edge=16, resample="nearest")
+    got = steps.apply(encoded(image))
+    assert got.shape == (1, 3, 8, 8)
+    assert got.min() == got.max() == 1.0
+
+
+def test_a_picture_taken_sideways_is_turned_upright():
+    image = Image.new("RGB", (2, 2))
+    image.putpixel((0, 0), (255, 255, 255))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    got = ImagePreprocessing(height=2, width=2).apply(encoded(image, exif=exif))
+    assert got[0, 0].tolist() == [[0, 0], [0, 1]]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
+def test_every_colour_mode_becomes_rgb(mode):
+    data = encoded(Image.new(mode, (3, 3)))
+    assert ImagePreprocessing(height=3, width=3).apply(data).shape == (1, 3, 3, 3)
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", b"GIF89a" + bytes(20), b"\xff\xd8\xff\xe0" + bytes(50)])
+def test_bytes_that_are_no_image_are_refused(data):
+    with pytest.raises(MalformedInputError):
+        ImagePreprocessing(height=8, width=8).apply(data)
+
+
+def test_every_prefix_of_a_jpeg_is_refused_or_decodes(rng):
+    data = encoded(noise(rng, 16, 16), "JPEG")
+    for end in range(0, len(data), 7):
+        with pytest.raises(MalformedInputError):
+            ImagePreprocessing(height=8, width=8).apply(data[:end])
+
+
+def test_a_pixel_bomb_is_refused_before_it_is_decoded():
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    tracemalloc.start()
+    with pytest.raises((TooLargeError, MalformedInputError)):
+        ImagePreprocessing(height=8, width=8).apply(png)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000
+
+
+def test_the_pixel_limit_is_the_callers(rng):
+    data = encoded(noise(rng, 10, 10))
+    with pytest.raises(TooLargeError, match="10x10 pixels; at most 99"):
+        ImagePreprocessing(height=8, width=8).apply(data, max_pixels=99)
+    assert ImagePreprocessing(height=8, width=8).apply(data, max_pixels=100).shape == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"height": 0}, "height"),
+        ({"std": (1, 0, 1)}, "std"),
+        ({"shortest_edge": 4}, "shortest_edge"),
+        ({"men": 1}, "men"),
+    ],
+)
+def test_nonsense_is_refused(wrong, reason):
+    with pytest.raises(ValidationError, match=reason):
+        ImagePreprocessing.model_validate({"height": 8, "width": 8} | wrong)
