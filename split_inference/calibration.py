@@ -57,7 +57,8 @@ class Calibration(BaseModel):
     def codecs(self) -> tuple[FeatureCodec, ...]:
         """One codec per tensor of the split point."""
         profile = CodecProfile.parse(self.codec)
-        ranges = [ClipRange(low=clip.low, high=clip.high) for clip in self.clip] or [None] * len(self.channel_axes)
+        measured: list[ClipRange | None] = [None] * len(self.channel_axes)
+        ranges = [ClipRange(low=clip.low, high=clip.high) for clip in self.clip] or measured
         return tuple(
             FeatureCodec(profile, clip=clip, channel_axis=axis)
             for clip, axis in zip(ranges, self.channel_axes, strict=True)

@@ -2,36 +2,37 @@
 
 The cheapest first: pairs of split point and bits are visited in the order of the bytes they send, each with several
 clip ranges, until one holds the floors of accuracy and agreement. What is reported is measured on inputs that the
-search did not see: chosen on one half and scored on the other, and the reverse, pooled.
+search did not see: chosen on one half and scored on the other, and the reverse, pooled over a few divisions.
 
 Knows torch, the split, the codec and the wire. Knows no files and prints nothing: progress goes to a callback.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from split_inference.calibration import Calibration, Clip
 from split_inference.errors import DataError, UsageError
-from split_inference.exactness import tensor_from
-from split_inference.feature_codec import ClipRange, CodecProfile, FeatureCodec, decode_tensor
+from split_inference.feature_codec import ClipRange, CodecProfile, FeatureCodec
 from split_inference.model_split import SplitPoint, SplittableModel
-from split_inference.wire import DIGEST_BYTES, FeatureFrame, encode_frame
+from split_inference.split_evaluation import Floats, Indices, Outcomes, Score, SplitEvaluation
+from split_inference.wire import encode_frame
 
-Floats = NDArray[np.float32]
-Indices = NDArray[np.int64]
-
-BATCH = 25  # of heads and tails: larger ones gain nothing on a CPU and cost memory at early split points
 SIZING_INPUTS = 2  # enough to order candidates by bytes; the winner's bytes are measured on all inputs
 SIZING_FACTOR = 0.55
 SIZING_SLACK = 1.15  # an order made from so few inputs may be off by this much, so look a little further
 QUANTILE = 0.9995  # the range that a clip factor of 1 keeps; the rest are outliers
 QUANTILE_VALUES = 2_000_000  # values that a quantile is taken over at most
+EQUAL_BYTES = 1.03  # differences that do not decide between split points
+EQUAL_DAMAGE = 1.2
+COARSE_STEP = 3
+FULL_LOOKS = 3
 QUICK_INPUTS = 32
 QUICK_MARGIN = 0.12  # about two standard errors of an agreement of 0.9 over 32 inputs
 
@@ -45,35 +46,33 @@ class SearchSettings:
     at: str | None = None
     """Only this split point; None searches all of them."""
     bits: tuple[int, ...] = (1, 2, 3, 4, 6, 8)
-    clip_factors: tuple[float, ...] = (1.0, 0.8, 0.65, 0.55, 0.45, 0.35)
-    compressor: str = "lz4"
+    clip_factors: tuple[float, ...] = (1.0, 0.8, 0.65, 0.55, 0.5, 0.45, 0.4, 0.35)
+    compressor: Literal["none", "lz4", "lz4hc", "zstd"] = "lz4"
     per_channel: tuple[bool, ...] = (False,)
     """Ranges per channel travel in every frame, 8 bytes each: they pay at many bits and large features only."""
     min_agreement: float = 0.95
-    """Share of inputs for which the split model must answer as the unsplit one, 0..1."""
+    """Share of inputs for which the split model must answer as the unsplit one, 0..1; see CalibrationSearch._holds."""
     max_loss_points: float = 1.0
     """Top-1 accuracy that may be lost, in percentage points; not looked at without labels."""
+    repeats: int = 3
+    """How often the inputs are divided into halves for the scores on unseen inputs."""
     max_head_share: float = 0.9
     """Share of the MACs that the device may do at most: without it the smallest features are the answer itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Score:
-    """What a candidate gave on some inputs."""
-
-    inputs: int
-    bytes_per_input: float
-    agreement: float
-    loss_points: float | None
-    logit_error: float
-    """Root mean square change of the logits over their standard deviation: a finer measure than agreement."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
+    """A split point with a codec for each of its tensors."""
+
     split_point: SplitPoint
     profile: CodecProfile
     clips: tuple[ClipRange, ...]
+
+    def codecs(self) -> tuple[FeatureCodec, ...]:
+        return tuple(
+            FeatureCodec(self.profile, clip=clip, channel_axis=spec.channel_axis)
+            for clip, spec in zip(self.clips, self.split_point.features, strict=True)
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,9 +81,12 @@ class SearchResult:
 
     calibration: Calibration
     unseen: Score
+    """Pooled over all halves of all repeats."""
+    unseen_by_repeat: tuple[Score, ...]
+    """Each over all inputs once: their spread is what the division into halves alone changes."""
     seen: Score
-    choices: tuple[Candidate, ...] = field(default=())
-    """Made on the first half, on the second half, and on all inputs."""
+    choices: tuple[Candidate, ...]
+    """Made on each half in turn, and last on all inputs."""
 
 
 class CalibrationSearch:
@@ -101,13 +103,9 @@ class CalibrationSearch:
         if len(inputs) < 4:
             raise DataError(f"{len(inputs)} inputs are too few to calibrate on; give at least 4, better 100 or more")
         self._model = model
-        self._inputs = inputs
-        self._labels = labels
         self._settings = settings
         self._progress = progress
-        self._features: dict[str, tuple[Floats, ...]] = {}
-        self._tails: dict[str, torch.nn.Module] = {}
-        self._whole = self._batched(model.whole, (inputs,))
+        self._evaluation = SplitEvaluation(model, inputs, labels)
         if settings.at is not None:
             self._points = [model.split_point(settings.at)]
         else:
@@ -120,19 +118,21 @@ class CalibrationSearch:
             raise UsageError(f"no split point leaves the device at most {settings.max_head_share:.0%} of the work")
 
     def run(self, *, model_uri: str, made_by: str) -> SearchResult:
-        """Choose on each half, score on the other, then choose on all."""
-        everything = np.arange(len(self._inputs))
-        halves = everything[::2], everything[1::2]
+        """Choose on each half and score on the other, a few times over; then choose on all."""
+        everything = np.arange(len(self._evaluation.inputs))
         unseen, choices = [], []
-        for step, (chosen_on, scored_on) in enumerate((halves, halves[::-1])):
-            candidate = self._choose(chosen_on, f"half {step + 1} of 2")
-            choices.append(candidate)
-            unseen.append(self._outcomes(candidate, scored_on))
-        final = self._choose(everything, "all inputs")
-        pooled = self._score(
-            [np.concatenate(parts) for parts in zip(*unseen, strict=True)], np.concatenate(halves[::-1])
-        )
-        seen = self._score(list(self._outcomes(final, everything)), everything)
+        for repeat in range(self._settings.repeats):
+            # Shuffled, because folders are sorted, often by class, and each half should look like the other.
+            shuffled = np.random.default_rng(repeat).permutation(everything)
+            halves = shuffled[::2], shuffled[1::2]
+            for half, (chosen_on, scored_on) in enumerate((halves, halves[::-1])):
+                title = f"half {2 * repeat + half + 1} of {2 * self._settings.repeats}"
+                choices.append(self._choose(chosen_on, title))
+                unseen.append(self._outcomes(choices[-1], scored_on))
+        final = self._choose(np.random.default_rng(0).permutation(everything), "all inputs")
+        pooled = self._evaluation.score(*unseen)
+        by_repeat = tuple(self._evaluation.score(*unseen[i : i + 2]) for i in range(0, len(unseen), 2))
+        seen = self._evaluation.score(self._outcomes(final, everything))
         figures = {
             "inputs": float(len(everything)),
             "bytes_per_input_unseen": pooled.bytes_per_input,
@@ -142,7 +142,7 @@ class CalibrationSearch:
         }
         if pooled.loss_points is not None:
             figures["top1_loss_points_unseen"] = pooled.loss_points
-            figures["top1_unsplit"] = float(np.mean(self._whole.argmax(1) == self._labels))
+            figures["top1_unsplit"] = self._evaluation.whole_accuracy() or 0.0
         calibration = Calibration(
             model=model_uri,
             model_digest=self._model.digest,
@@ -153,153 +153,110 @@ class CalibrationSearch:
             figures={name: round(value, 6) for name, value in figures.items()},
             made_by=made_by,
         )
-        return SearchResult(calibration=calibration, unseen=pooled, seen=seen, choices=(*choices, final))
+        return SearchResult(
+            calibration=calibration, unseen=pooled, unseen_by_repeat=by_repeat, seen=seen, choices=(*choices, final)
+        )
 
     def _choose(self, indices: Indices, title: str) -> Candidate:
         groups = self._groups_by_bytes(indices[:SIZING_INPUTS])
-        best: tuple[float, Candidate] | None = None
+        holding: list[tuple[Score, Candidate]] = []
         closest: tuple[float, str] = (-1.0, "")
         for done, (estimate, point, profile) in enumerate(groups):
             self._progress(f"{title}: {point.name} {profile.name}", done, len(groups))
-            if best is not None and estimate > best[0] * SIZING_SLACK:
+            if holding and estimate > SIZING_SLACK * min(score.bytes_per_input for score, _ in holding):
                 break
             candidate, score = self._best_clip(point, profile, indices)
             if score.agreement > closest[0]:
                 closest = (score.agreement, f"{point.name} {profile.name}")
-            if self._holds(score) and (best is None or score.bytes_per_input < best[0]):
-                best = (score.bytes_per_input, candidate)
+            if self._holds(score):
+                holding.append((score, candidate))
         self._progress(title, len(groups), len(groups))
-        if best is None:
+        if not holding:
             raise UsageError(
                 f"no codec holds an agreement of {self._settings.min_agreement:.1%} and a loss of "
                 f"{self._settings.max_loss_points} points; the closest, {closest[1]}, agrees on {closest[0]:.1%}: "
                 "allow more bits, or lower the floors"
             )
-        return best[1]
+        return _best_of(holding)
 
     def _holds(self, score: Score) -> bool:
-        lost_too_much = score.loss_points is not None and score.loss_points > self._settings.max_loss_points
-        return score.agreement >= self._settings.min_agreement and not lost_too_much
+        """Whether the floors hold, or are missed by less than one standard error.
+
+        Over a hundred inputs an agreement of 0.95 is known to two points only: a candidate that is as good as the
+        floor would be refused every other time. What was chosen is judged on unseen inputs afterwards.
+        """
+        changed = 1 - score.agreement
+        if changed > (floor := 1 - self._settings.min_agreement) + math.sqrt(floor * (1 - floor) / score.inputs):
+            return False
+        # Each changed answer moves the accuracy by one input up or down, or not at all.
+        error_points = 100 * math.sqrt(changed / score.inputs)
+        return score.loss_points is None or score.loss_points <= self._settings.max_loss_points + error_points
 
     def _groups_by_bytes(self, indices: Indices) -> list[tuple[float, SplitPoint, CodecProfile]]:
-        heads = (
-            self._model.heads([p.name for p in self._points])
-            if all(len(p.features) == 1 for p in self._points)
-            else None
-        )
+        """Every pair of split point and profile with the bytes that it sends for a few inputs, fewest first."""
         with torch.inference_mode():
-            features: list[tuple[Floats, ...]]
-            if heads is not None:
-                features = [(value.float().numpy(),) for value in heads(torch.from_numpy(self._inputs[indices]))]
-            else:
-                features = [self._features_at(point, indices) for point in self._points]
+            heads = self._model.heads([point.name for point in self._points])
+            features = iter(heads(torch.from_numpy(self._evaluation.inputs[indices])))
         groups = []
-        for point, tensors in zip(self._points, features, strict=True):
+        for point in self._points:
+            tensors = tuple(next(features).float().numpy() for _ in point.features)
             for bits in self._settings.bits:
                 for per_channel in self._settings.per_channel:
-                    profile = CodecProfile(bits=bits, per_channel=per_channel, compressor=self._settings.compressor)  # type: ignore[arg-type]
-                    clips = self._clips(point, profile, tensors, SIZING_FACTOR)
-                    candidate = Candidate(split_point=point, profile=profile, clips=clips)
+                    profile = CodecProfile(bits=bits, per_channel=per_channel, compressor=self._settings.compressor)
+                    codecs = self._candidate(point, profile, tensors, SIZING_FACTOR).codecs()
                     sizes = [
-                        len(self._frame(candidate, [t[i : i + 1] for t in tensors])[0]) for i in range(len(indices))
+                        len(encode_frame(self._evaluation.frame(point, codecs, [t[i : i + 1] for t in tensors])))
+                        for i in range(len(indices))
                     ]
                     groups.append((float(np.mean(sizes)), point, profile))
         return sorted(groups, key=lambda group: group[0])
 
     def _best_clip(self, point: SplitPoint, profile: CodecProfile, indices: Indices) -> tuple[Candidate, Score]:
-        tensors = self._features_at(point, indices)
+        tensors = self._evaluation.features_at(point, indices)
         quick = indices[:QUICK_INPUTS]
-        tried = []
-        for factor in self._settings.clip_factors:
-            candidate = Candidate(
-                split_point=point, profile=profile, clips=self._clips(point, profile, tensors, factor)
-            )
-            tried.append((self._score(list(self._outcomes(candidate, quick)), quick), candidate))
-        tried.sort(key=lambda pair: pair[0].logit_error)
+        tried: list[tuple[Score, Candidate]] = []
+
+        def look(factors: Sequence[float]) -> float:
+            for factor in factors:
+                candidate = self._candidate(point, profile, tensors, factor)
+                tried.append((self._evaluation.score(self._outcomes(candidate, quick)), candidate))
+            tried.sort(key=lambda pair: pair[0].damage)
+            return max(score.agreement for score, _ in tried)
+
+        # A few factors tell whether these bits are hopeless here; most pairs of few bytes are.
+        factors = self._settings.clip_factors
+        promising = look(factors[1::COARSE_STEP] or factors) >= self._settings.min_agreement - 2 * QUICK_MARGIN
+        rest = [factor for i, factor in enumerate(factors) if i % COARSE_STEP != 1] if len(factors) > 1 else []
+        if promising and rest:
+            look(rest)
         score, candidate = tried[0]
         if len(quick) == len(indices) or score.agreement < self._settings.min_agreement - QUICK_MARGIN:
             return candidate, score
-        # The two best of the quick look, on all inputs; the smaller change of the logits decides, as agreement
-        # over a hundred inputs is too coarse to tell neighbours apart.
-        full = [(self._score(list(self._outcomes(c, indices)), indices), c) for _, c in tried[:2]]
-        score, candidate = min(full, key=lambda pair: (not self._holds(pair[0]), pair[0].logit_error))
+        # The best of the quick look, on all inputs; the smaller damage decides, as agreement over a hundred inputs
+        # is too coarse to tell neighbours apart.
+        full = [(self._evaluation.score(self._outcomes(c, indices)), c) for _, c in tried[:FULL_LOOKS]]
+        score, candidate = min(full, key=lambda pair: (not self._holds(pair[0]), pair[0].damage))
         return candidate, score
 
-    def _clips(
-        self, point: SplitPoint, profile: CodecProfile, tensors: Sequence[Floats], factor: float
-    ) -> tuple[ClipRange, ...]:
-        return tuple(
+    def _outcomes(self, candidate: Candidate, indices: Indices) -> Outcomes:
+        return self._evaluation.outcomes(candidate.split_point, candidate.codecs(), indices)
+
+    @staticmethod
+    def _candidate(point: SplitPoint, profile: CodecProfile, tensors: Sequence[Floats], factor: float) -> Candidate:
+        clips = tuple(
             clip_range(values, factor=factor, channel_axis=spec.channel_axis if profile.per_channel else None)
             for values, spec in zip(tensors, point.features, strict=True)
         )
+        return Candidate(split_point=point, profile=profile, clips=clips)
 
-    def _frame(self, candidate: Candidate, tensors: Sequence[Floats]) -> tuple[bytes, list[Floats]]:
-        encoded = [
-            FeatureCodec(candidate.profile, clip=clip, channel_axis=spec.channel_axis).encode(values)
-            for values, clip, spec in zip(tensors, candidate.clips, candidate.split_point.features, strict=True)
-        ]
-        frame = FeatureFrame(
-            model_digest=bytes.fromhex(self._model.digest)[:DIGEST_BYTES],
-            split_point=candidate.split_point.name,
-            sample_count=len(tensors[0]),
-            deadline_budget_ms=None,
-            tensors=tuple(encoded),
-        )
-        return encode_frame(frame), [decode_tensor(tensor) for tensor in encoded]
 
-    def _outcomes(self, candidate: Candidate, indices: Indices) -> tuple[Floats, Floats]:
-        """Frame bytes [n] and logits [n, K] of the split model, one frame per input."""
-        tensors = self._features_at(candidate.split_point, indices)
-        sizes, decoded = [], []
-        for i in range(len(indices)):
-            frame, values = self._frame(candidate, [t[i : i + 1] for t in tensors])
-            sizes.append(len(frame))
-            decoded.append(values)
-        name = candidate.split_point.name
-        if name not in self._tails:
-            self._tails[name] = self._model.tail(name)
-        stacked = tuple(np.concatenate(parts) for parts in zip(*decoded, strict=True))
-        return np.array(sizes, dtype=np.float32), self._batched(self._tails[name], stacked)
-
-    def _score(self, outcomes: Sequence[Floats], indices: Indices) -> Score:
-        sizes, logits = outcomes
-        expected = self._whole[indices]
-        answers, right = logits.argmax(1), expected.argmax(1)
-        loss = None
-        if self._labels is not None:
-            labels = self._labels[indices]
-            loss = 100 * float(np.mean(right == labels) - np.mean(answers == labels))
-        spread = float(expected.std()) or 1.0
-        return Score(
-            inputs=len(indices),
-            bytes_per_input=float(sizes.mean()),
-            agreement=float(np.mean(answers == right)),
-            loss_points=loss,
-            logit_error=float(np.sqrt(np.mean((logits - expected) ** 2))) / spread,
-        )
-
-    def _features_at(self, point: SplitPoint, indices: Indices) -> tuple[Floats, ...]:
-        if point.name not in self._features:
-            # Split points are visited once per bit width, neighbours soon after one another: keep a few.
-            while len(self._features) >= 8:
-                self._features.pop(next(iter(self._features)))
-            head = self._model.head(point.name)
-            with torch.inference_mode():
-                parts = [
-                    [value.float().numpy().copy() for value in head(torch.from_numpy(self._inputs[i : i + BATCH]))]
-                    for i in range(0, len(self._inputs), BATCH)
-                ]
-            self._features[point.name] = tuple(np.concatenate(part) for part in zip(*parts, strict=True))
-        return tuple(values[indices] for values in self._features[point.name])
-
-    @staticmethod
-    def _batched(module: torch.nn.Module, arrays: Sequence[Floats]) -> Floats:
-        with torch.inference_mode():
-            parts = [
-                module(*(tensor_from(array[i : i + BATCH]) for array in arrays)).numpy().copy()
-                for i in range(0, len(arrays[0]), BATCH)
-            ]
-        return np.concatenate(parts)
+def _best_of(holding: Sequence[tuple[Score, Candidate]]) -> Candidate:
+    """Fewest bytes; among equals in bytes and damage, the least work for the device."""
+    fewest = min(score.bytes_per_input for score, _ in holding)
+    equal = [pair for pair in holding if pair[0].bytes_per_input <= EQUAL_BYTES * fewest]
+    least = min(score.damage for score, _ in equal)
+    equal = [pair for pair in equal if pair[0].damage <= EQUAL_DAMAGE * least]
+    return min(equal, key=lambda pair: pair[1].split_point.head_macs)[1]
 
 
 def clip_range(values: Floats, *, factor: float, channel_axis: int | None) -> ClipRange:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from enum import StrEnum
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -45,6 +46,15 @@ ModelArgument = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else there.")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="torch threads; default: torch's own choice.")]
+
+
+class Compressor(StrEnum):
+    """The compressors of a codec profile, as choices on the command line."""
+
+    lz4 = "lz4"
+    lz4hc = "lz4hc"
+    zstd = "zstd"
+    none = "none"
 
 
 def progress_bar() -> Progress:
@@ -233,7 +243,7 @@ def calibrate(
     limit: Annotated[int | None, typer.Option(min=4, help="Use this many inputs, chosen by --seed.")] = None,
     at: Annotated[str | None, typer.Option(help="Only this split point.")] = None,
     bits: Annotated[list[int] | None, typer.Option(min=1, max=8, help="Only these bits; repeatable.")] = None,
-    compressor: Annotated[str, typer.Option(help="lz4, lz4hc, zstd or none.")] = "lz4",
+    compressor: Annotated[Compressor, typer.Option(help="Behind the bit planes.")] = Compressor.lz4,
     per_channel: Annotated[bool, typer.Option(help="Try ranges per channel too.")] = False,
     min_agreement: Annotated[
         float, typer.Option(min=0, max=1, help="Share of answers that must stay the same.")
@@ -242,6 +252,7 @@ def calibrate(
     max_head_share: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the MACs that the device may do.")
     ] = 0.9,
+    repeats: Annotated[int, typer.Option(min=1, help="Divisions into halves for the unseen scores.")] = 3,
     seed: Annotated[int, typer.Option(help="Seed of the sample that --limit takes.")] = 0,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
@@ -256,11 +267,9 @@ def calibrate(
 
     from split_inference.calibration import save_calibration
     from split_inference.calibration_search import CalibrationSearch, SearchSettings
-    from split_inference.errors import UnknownCodecError, UsageError
+    from split_inference.errors import UsageError
     from split_inference.inputs import read_inputs
 
-    if compressor not in ("lz4", "lz4hc", "zstd", "none"):
-        raise UnknownCodecError(f"unknown compressor {compressor!r}; known are lz4, lz4hc, zstd and none")
     loaded = load_with_notice(model, threads=threads)
     if loaded.card.preprocessing is None:
         raise UsageError(f"{model} does not say how inputs are preprocessed; add ?card=FILE with a preprocessing")
@@ -280,11 +289,12 @@ def calibrate(
         settings = SearchSettings(
             at=at,
             bits=tuple(bits) if bits else SearchSettings().bits,
-            compressor=compressor,
+            compressor=compressor.value,
             per_channel=(False, True) if per_channel else (False,),
             min_agreement=min_agreement,
             max_loss_points=max_loss_points,
             max_head_share=max_head_share,
+            repeats=repeats,
         )
         search = CalibrationSearch(loaded.model, np.concatenate(arrays), labels, settings, show)
         command = " ".join(["split-inference", *(Path(a).name if "/" in a else a for a in sys.argv[1:])])
@@ -306,6 +316,8 @@ def calibrate(
     without = f" ({size - header:,.0f} without the header they share)" if header else ""
     table.add_row("the inputs themselves", "as files", f"{size:,.0f}{without}", "", "")
     out.print(table)
+    if unseen.agreement < min_agreement:
+        out.print(f"[yellow]on unseen inputs the agreement is below the floor of {min_agreement:.1%}[/yellow]")
     out.print(f"written: {output}")
 
 

@@ -3,7 +3,7 @@
 Knows no tensors. The receiver derives the raw size itself and passes it in; whatever size the packed bytes claim is
 compared with it and otherwise ignored.
 
-Raw bytes are compressed in segments of 4 MiB; every packed segment but the last is preceded by its length (u32,
+Raw bytes are compressed in segments of 1 MiB; every packed segment but the last is preceded by its length (u32,
 little-endian). Nearly all features fit in one segment, which then costs no byte. Segments bound what decoding needs
 beside its output: LZ4's block function holds its result twice.
 """
@@ -26,7 +26,7 @@ LZ4: Final = 1
 LZ4HC: Final = 2
 ZSTD: Final = 3
 
-SEGMENT_BYTES: Final = 4 * 2**20
+SEGMENT_BYTES: Final = 2**20
 
 # The format's own ceiling: one more byte of an LZ4 length field stands for at most 255 bytes of output.
 _LZ4_MOST_TO_ONE: Final = 255
@@ -103,13 +103,16 @@ def inflate_into(target: NDArray[np.uint8], segments: list[memoryview], compress
     if compressor_id == NONE:
         target[:] = np.frombuffer(segments[0], np.uint8)
         return
-    unpack = _unpack_zstd if compressor_id == ZSTD else _unpack_lz4
     for index, packed in enumerate(segments):
-        part = target[index * SEGMENT_BYTES : (index + 1) * SEGMENT_BYTES]
-        raw = unpack(packed, part.size)
-        if len(raw) != part.size:
-            raise MalformedFrameError(f"payload unpacks to {len(raw)} bytes; shape and bits say {part.size}")
-        part[:] = np.frombuffer(raw, np.uint8)
+        _inflate_segment(target[index * SEGMENT_BYTES : (index + 1) * SEGMENT_BYTES], packed, compressor_id)
+
+
+def _inflate_segment(target: NDArray[np.uint8], packed: memoryview, compressor_id: int) -> None:
+    unpack = _unpack_zstd if compressor_id == ZSTD else _unpack_lz4
+    raw = unpack(packed, target.size)
+    if len(raw) != target.size:
+        raise MalformedFrameError(f"payload unpacks to {len(raw)} bytes; shape and bits say {target.size}")
+    target[:] = np.frombuffer(raw, np.uint8)
 
 
 def _pack(raw: NDArray[np.uint8], compressor_id: int) -> bytes:

@@ -269,8 +269,8 @@ def decode_tensor(encoded: EncodedTensor, *, out: NDArray[np.float32] | None = N
 
     `out` takes the result instead of a new array, and is returned; ValueError unless it fits. Raises
     UnknownCodecError for an id without a meaning here, MalformedFrameError where ranges or payload do not fit the
-    shape, and FeatureMismatchError for NaN or infinity. Beside the result it allocates less memory than the result
-    takes (float32 4 to 8 MiB at most, 8 bits a quarter, float16 a half).
+    shape, and FeatureMismatchError for NaN or infinity. Beside the result it allocates less memory than a
+    large result takes: a quarter at 8 bits, a half for float16, and at most about 4 MiB.
     """
     if out is not None and (out.shape != encoded.shape or out.dtype != np.float32 or not out.flags.c_contiguous):
         raise ValueError(f"out must be C-contiguous float32 {encoded.shape}, got {out.dtype} {out.shape}")

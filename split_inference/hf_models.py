@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from torch import nn
@@ -21,6 +24,7 @@ from split_inference.model_card import CardFile, Preprocessing, Task
 from split_inference.model_split import first_line
 from split_inference.preprocessing import ImagePreprocessing
 
+HUB_CONNECT_TIMEOUT_S = 5.0
 # PIL's numbers, which preprocessor_config.json uses
 _RESAMPLE_NAMES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
@@ -36,6 +40,8 @@ def load_hf(source: str, *, random_weights: bool) -> tuple[nn.Module, CardFile]:
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local}
     if not local and (source.startswith((".", "/", "~")) or source.count("/") > 1):
         raise ModelLoadError(f"no folder {source}")
+    if not local:
+        _require_hub(source)
     with _quiet():
         try:
             config = transformers.AutoConfig.from_pretrained(source, **options)
@@ -52,6 +58,27 @@ def load_hf(source: str, *, random_weights: bool) -> tuple[nn.Module, CardFile]:
             advice = "" if local else "; without a network, download it elsewhere and give hf:FOLDER"
             raise ModelLoadError(f"cannot load hf:{source}: {reason}{advice}") from error
     return module, card
+
+
+def _require_hub(source: str) -> None:
+    """Say at once that there is no network: the hub's client would try for half a minute first."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    try:
+        cached = try_to_load_from_cache(source, "config.json")
+    except ValueError as error:  # no valid hub id
+        raise ModelLoadError(f"hf:{source} is neither a folder nor a hub id: {first_line(error)}") from error
+    proxied = any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"))
+    if isinstance(cached, str) or proxied or constants.HF_HUB_OFFLINE:
+        return
+    hub = urlsplit(constants.ENDPOINT)
+    try:
+        socket.create_connection((hub.hostname or "", hub.port or 443), timeout=HUB_CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise ModelLoadError(
+            f"cannot load hf:{source}: no folder of that name, and {hub.hostname} is not reached "
+            f"({error.strerror or error}); download the model elsewhere and give hf:FOLDER"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -15,10 +15,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qsl
 
 import torch
 from torch import nn
@@ -26,47 +25,12 @@ from torch import nn
 from split_inference.errors import ModelLoadError
 from split_inference.model_card import CardFile, ModelCard, read_card
 from split_inference.model_split import SplittableModel, export_model, first_line
+from split_inference.model_uri import CLASSIC_MODELS, EMBEDDED_URI, ModelUri, parse_uri
 from split_inference.weights import fill_with_random_weights, load_weights_into
 
 __all__ = ["CLASSIC_MODELS", "EMBEDDED_URI", "LoadedModel", "ModelCard", "ModelUri", "load_model", "parse_uri"]
 
 EMBEDDED_FOLDER = Path(__file__).resolve().parent / "embedded"
-EMBEDDED_URI = "embedded:resnet20-cifar10"
-CLASSIC_MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "vgg16", "vgg19")
-RUNS_CODE = ("factory",)
-_OPTIONS = {
-    "embedded": {"name"},
-    "hf": {"weights", "seed", "card", "name"},
-    "pt2": {"card", "name"},
-    "factory": {"weights", "seed", "card", "name"},
-    "classic": {"weights", "seed", "card", "name"},
-}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelUri:
-    """A URI taken apart; see the module's text for the forms."""
-
-    scheme: str
-    """embedded, hf, pt2, factory or classic."""
-    path: str
-    options: Mapping[str, str]
-    text: str
-
-    @property
-    def name(self) -> str:
-        """The plain name a server would use: letters, digits, dot, dash and underscore."""
-        given = self.options.get("name")
-        if given:
-            return given
-        if self.scheme == "pt2":
-            return Path(self.path).stem
-        last = self.path.rpartition(":")[2] if self.scheme == "factory" else Path(self.path).name
-        return "".join(c if c.isalnum() or c in "._-" else "-" for c in last)
-
-    @property
-    def random_weights(self) -> bool:
-        return self.options.get("weights") == "random"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,36 +40,6 @@ class LoadedModel:
     name: str
     model: SplittableModel
     card: ModelCard
-
-
-def parse_uri(uri: str) -> ModelUri:
-    """Take a URI apart without loading anything; ModelLoadError says what is wrong and names the forms."""
-    head, _, query = uri.partition("?")
-    scheme, colon, path = head.partition(":")
-    if not colon:
-        scheme, path = "classic", head
-        if path not in CLASSIC_MODELS:
-            raise ModelLoadError(
-                f"unknown model {uri!r}: give {EMBEDDED_URI}, hf:ID-OR-FOLDER, pt2:FILE, factory:MODULE:CALLABLE, "
-                f"or one of {', '.join(CLASSIC_MODELS)}"
-            )
-    if scheme not in _OPTIONS or not path:
-        raise ModelLoadError(f"unknown model {uri!r}: the schemes are embedded:, hf:, pt2: and factory:")
-    options = dict(parse_qsl(query, keep_blank_values=True))
-    for key in options:
-        if key not in _OPTIONS[scheme]:
-            known = ", ".join(sorted(_OPTIONS[scheme]))
-            raise ModelLoadError(f"model {uri!r}: option {key!r} is not known for {scheme}; known are {known}")
-    if not options.get("seed", "0").isdigit():
-        raise ModelLoadError(f"model {uri!r}: seed must be a whole number, got {options['seed']!r}")
-    if scheme == "factory" and not path.rpartition(":")[0]:
-        raise ModelLoadError(f"model {uri!r}: a factory is written factory:PACKAGE.MODULE:CALLABLE")
-    parsed = ModelUri(scheme=scheme, path=path, options=options, text=uri)
-    if not parsed.name or not all(c.isalnum() or c in "._-" for c in parsed.name):
-        raise ModelLoadError(
-            f"model {uri!r}: name {parsed.name!r} may hold letters, digits, dot, dash and underscore only"
-        )
-    return parsed
 
 
 def load_model(uri: str, *, max_tensors: int = 1) -> LoadedModel:

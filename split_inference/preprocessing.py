@@ -6,6 +6,7 @@ Knows NumPy and Pillow. Knows no torch and no model: the numbers come from the m
 from __future__ import annotations
 
 import io
+import warnings
 from typing import Literal
 
 import numpy as np
@@ -85,8 +86,13 @@ class ImagePreprocessing(BaseModel):
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """An encoded image -> upright RGB image; MalformedInputError or TooLargeError, see ImagePreprocessing.apply."""
     try:
-        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            # Pillow warns of large images, and refuses larger ones; the limit here is the caller's, and is exact.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise TooLargeError(f"image has far more than {max_pixels} pixels; at most so many are decoded") from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise MalformedInputError(f"{len(data)} bytes that are no {', '.join(IMAGE_FORMATS)} image") from error
     width, height = image.size
     if width * height > max_pixels:

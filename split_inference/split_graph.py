@@ -138,9 +138,9 @@ class SplitGraph:
     def _rows_per_sample(self, node: fx.Node) -> int | None:
         """How many rows of the first axis belong to one sample; None where the axis is not a multiple of N."""
         value = node.meta.get("val")
-        if not isinstance(value, Tensor) or value.ndim == 0 or not isinstance(value.shape[0], torch.SymInt):
+        if not isinstance(value, Tensor) or value.ndim == 0 or not _is_symbolic(value.shape[0]):
             return None
-        rows = value.shape[0].node.expr / self._s0
+        rows = cast(Any, value.shape[0]).node.expr / self._s0
         return int(rows) if rows.is_Integer and int(rows) >= 1 else None
 
     def feature_spec(self, node: fx.Node) -> FeatureSpec | None:
@@ -151,7 +151,7 @@ class SplitGraph:
             rows is None
             or value is None
             or value.dtype not in SENDABLE
-            or any(isinstance(size, torch.SymInt) for size in value.shape[1:])
+            or any(_is_symbolic(size) for size in value.shape[1:])
         ):
             return None
         inner = tuple(int(size) for size in value.shape[1:])
@@ -241,9 +241,16 @@ class _Copy:
             copied[node] = samples if multiple == 1 else self.graph.call_function(operator.mul, (samples, multiple))
 
 
+def _is_symbolic(size: Any) -> bool:
+    return isinstance(size, torch.SymInt)
+
+
 def _hint(size: Any) -> int:
     """A size as a number: its own, or for a symbol the one that the export saw."""
-    return size if isinstance(size, int) else int(size.node.hint if size.node.hint is not None else 2)
+    symbol = getattr(size, "node", None)
+    if symbol is None:
+        return int(size)
+    return 2 if symbol.hint is None else int(symbol.hint)
 
 
 def _is_size(node: fx.Node) -> bool:

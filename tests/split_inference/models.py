@@ -23,7 +23,8 @@ class Branches(nn.Module):
         y = self.relu(self.left(x))
         y += self.right(x)
         y = self.dropout(self.relu(y + x))
-        return self.classifier(y.mean((2, 3)))
+        logits: Tensor = self.classifier(y.mean((2, 3)))
+        return logits
 
 
 class Windows(nn.Module):
@@ -38,7 +39,8 @@ class Windows(nn.Module):
         windows = x.reshape(x.shape[0] * 4, 6)
         mixed = torch.tanh(self.inner(windows))
         scale = torch.arange(x.shape[0] * 4, dtype=x.dtype).sum() * 0 + 2
-        return self.outer((mixed * scale).reshape(x.shape[0], 24))
+        output: Tensor = self.outer((mixed * scale).reshape(x.shape[0], 24))
+        return output
 
 
 class ChannelsLast(nn.Module):
@@ -54,7 +56,8 @@ class ChannelsLast(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x.to(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
         y = self.norm(self.linear(y)).permute(0, 3, 1, 2)
-        return self.classifier(y.sum((2, 3)) / y.transpose(1, 3).mean())
+        logits: Tensor = self.classifier(y.sum((2, 3)) / y.transpose(1, 3).mean())
+        return logits
 
 
 def seeded(module: nn.Module, seed: int = 0) -> nn.Module:

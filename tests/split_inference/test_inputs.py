@@ -61,7 +61,7 @@ def test_an_archive_of_jpegs_gives_whole_files(tmp_path):
 def test_the_real_photographs_have_labels(data_folder):
     items = read_inputs(data_folder / "imagenet")
     assert len(items) == 200
-    assert all(0 <= item.label < 1000 for item in items)
+    assert all(item.label is not None and 0 <= item.label < 1000 for item in items)
 
 
 def test_wrong_paths_are_refused_in_one_line(tmp_path):

@@ -1,0 +1,203 @@
+"""Requests to a server and its answers, over HTTP: connections, timeouts, TLS, the token, and a cap on what comes back.
+
+Knows no frames, no models and no retries: a body is opaque bytes. Another way to a server (in process, through a shaped
+link) is another class with the same two methods.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from split_inference.errors import ServerError, UsageError
+
+# The largest honest answer is raw logits of a full frame: 256 samples x 21,843 classes x 4 bytes = 22 MB.
+MAX_RESPONSE_BYTES = 32 * 1024 * 1024
+# Long enough for a TLS handshake over a phone's first packets, short enough to notice a dead address.
+CONNECT_TIMEOUT_S = 5.0
+# Below the 65 s and more that servers and proxies keep an idle connection, so that we are the one that closes it.
+KEEPALIVE_S = 30.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One request; `path` begins with a slash and may carry a query."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Response:
+    """One answer, whatever its status; header names are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Transport(Protocol):
+    """A way to one server."""
+
+    async def send(self, request: Request, *, timeout_s: float) -> Response:
+        """Deliver and return the answer of any status; a ServerError without status when there is none in time."""
+
+    async def close(self) -> None:
+        """Let go of connections; safe to call twice."""
+
+
+class HttpTransport:
+    """Keep-alive HTTP to one base URL, http or https.
+
+    Raises UsageError for a URL, certificate file or token that cannot be used; redirects are not followed, because a
+    token and an input would travel to wherever they point.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        ca: Path | None = None,
+        allow_insecure_token: bool = False,
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
+        connections: int = 16,
+    ) -> None:
+        self._base = checked_base_url(url)
+        refuse_exposed_token(self._base, token, allowed=allow_insecure_token)
+        self._token = checked_token(token)
+        self._tls = _tls_context(ca) if self._base.startswith("https:") else None
+        if ca is not None and self._tls is None:
+            raise UsageError(f"--ca {ca} has no meaning with {self._base}: use an https:// URL")
+        self._max_response_bytes = max_response_bytes
+        self._connections = connections
+        self._session: aiohttp.ClientSession | None = None
+
+    async def send(self, request: Request, *, timeout_s: float) -> Response:
+        headers = dict(request.headers)
+        if self._token is not None:
+            headers["authorization"] = f"Bearer {self._token}"
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(timeout_s, CONNECT_TIMEOUT_S))
+        try:
+            async with self._open_session().request(
+                request.method,
+                self._base + request.path,
+                data=request.body or None,
+                headers=headers,
+                timeout=timeout,
+                allow_redirects=False,
+            ) as answer:
+                body = await self._read(answer)
+                lower = {name.lower(): value for name, value in answer.headers.items()}
+                return Response(status=answer.status, headers=lower, body=body)
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise UsageError(f"{self._base} has a certificate that is not trusted here ({error}); see --ca") from error
+        except aiohttp.ClientConnectorSSLError as error:
+            raise UsageError(f"no TLS connection to {self._base} ({error}); is it an https:// server?") from error
+        except TimeoutError as error:
+            raise ServerError(f"no answer from {self._base} within {timeout_s:.3g} s", retriable=True) from error
+        except aiohttp.ClientConnectorError as error:
+            reason = error.os_error.strerror or str(error.os_error)
+            raise ServerError(f"no connection to {self._base} ({reason}): is the server up?", retriable=True) from error
+        except aiohttp.ClientError as error:
+            reason = str(error) or type(error).__name__
+            raise ServerError(f"the connection to {self._base} broke off ({reason})", retriable=True) from error
+
+    async def _read(self, answer: aiohttp.ClientResponse) -> bytes:
+        stated = answer.content_length or 0
+        pieces = bytearray()
+        if stated <= self._max_response_bytes:
+            async for piece in answer.content.iter_any():
+                pieces += piece
+                if len(pieces) > self._max_response_bytes:
+                    break
+        if max(stated, len(pieces)) > self._max_response_bytes:
+            # The rest is still on its way: the connection cannot be used again.
+            answer.close()
+            raise ServerError(
+                f"{self._base} answered more than {self._max_response_bytes} bytes: no answer of ours is that large",
+                status=answer.status,
+            )
+        return bytes(pieces)
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        # Made inside the running loop: aiohttp binds a session to it.
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    limit=self._connections,
+                    keepalive_timeout=KEEPALIVE_S,
+                    ssl=self._tls if self._tls is not None else True,
+                ),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                # Nothing of ours is content-encoded, and a small compressed answer could inflate past the cap.
+                auto_decompress=False,
+                headers={"accept-encoding": "identity"},
+            )
+        return self._session
+
+    async def close(self) -> None:
+        if self._session is not None:
+            session, self._session = self._session, None
+            await session.close()
+            if self._tls is not None:
+                # aiohttp closes TLS transports in a later turn of the loop; without one they are reported as leaked.
+                await asyncio.sleep(0)
+
+
+def checked_base_url(url: str) -> str:
+    """The URL without a trailing slash; UsageError when it is not plain http(s)://host[:port][/path]."""
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        valid = False
+    if not valid:
+        raise UsageError(f"{url!r} is not a server's URL: expected http://HOST:PORT or https://HOST[:PORT]")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise UsageError(f"the server's URL may not carry a user name, a query or a fragment: {parts.hostname}")
+    return url.rstrip("/")
+
+
+def checked_token(token: str | None) -> str | None:
+    """The token, when it can stand in a header; UsageError without repeating it otherwise."""
+    if token is not None and not (token and token.isascii() and token.isprintable() and " " not in token):
+        raise UsageError("the token is empty or has characters that cannot stand in a header: expected one ASCII word")
+    return token
+
+
+def refuse_exposed_token(url: str, token: str | None, *, allowed: bool) -> None:
+    """Raise UsageError when the token would cross a network in the clear and nobody said that it may."""
+    parts = urlsplit(url)
+    if token is None or allowed or parts.scheme == "https" or is_loopback(parts.hostname or ""):
+        return
+    raise UsageError(
+        f"a token would travel to {parts.hostname} in the clear: use https://, or --insecure-token in a trusted network"
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether packets to this host never leave the machine; names other than localhost are not looked up."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _tls_context(ca: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=None if ca is None else str(ca))
+    except (OSError, ssl.SSLError) as error:
+        raise UsageError(f"--ca {ca} cannot be read as PEM certificates ({error})") from error
