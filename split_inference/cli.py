@@ -96,7 +96,7 @@ def models(as_json: JsonOption = False) -> None:
 
     Example: `split-inference models`
     """
-    from split_inference.model_catalog import CLASSIC_MODELS, EMBEDDED_URI
+    from split_inference.model_uri import CLASSIC_MODELS, EMBEDDED_URI
 
     rows = [(EMBEDDED_URI, "trained, ships with the package: CIFAR-10 in 10 classes", "yes")]
     rows += [
@@ -134,21 +134,27 @@ def split_points(
             {"model": loaded.name, "digest": loaded.card.digest, "split_points": [_point_json(p) for p in points]}
         )
         return
-    table = Table(
-        "split point", "features", "elements", "head MMACs", "tail MMACs", "head's share", "parameters in head"
-    )
+    table = _table_by_split_point("features", "elements", "head MMACs", "of MACs", "of parameters")
     for point in points:
         table.add_row(
             point.name,
             " + ".join("x".join(map(str, spec.shape)) for spec in point.features),
             f"{point.elements:,}",
             f"{point.head_macs / 1e6:,.1f}",
-            f"{point.tail_macs / 1e6:,.1f}",
             f"{point.head_macs_share:.1%}",
             f"{point.head_parameters_share:.1%}",
         )
     out.print(table)
     out.print(f"{loaded.name}: {len(points)} split points, digest {loaded.card.digest}")
+
+
+def _table_by_split_point(*columns: str) -> Table:
+    """Names wrap where a terminal is narrow and are never cut off: they are what one copies."""
+    table = Table()
+    table.add_column("split point", overflow="fold", min_width=14)
+    for column in columns:
+        table.add_column(column)
+    return table
 
 
 def _point_json(point: Any) -> dict[str, object]:
@@ -216,8 +222,8 @@ def verify(
             }
         )
     else:
-        table = Table(
-            "split point", "features", *(f"{count} sample{'s' * (count > 1)}" for count in counts), "frame bytes"
+        table = _table_by_split_point(
+            "features", *(f"{count} sample{'s' * (count > 1)}" for count in counts), "frame bytes"
         )
         for i, point in enumerate(loaded.model.split_points):
             mine = results[i * len(counts) : (i + 1) * len(counts)]
