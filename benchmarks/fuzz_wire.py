@@ -7,6 +7,7 @@ escaped.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 import tracemalloc
@@ -142,10 +143,11 @@ def _resident_bytes(*, peak: bool = False, reset_peak: bool = False) -> int:
     return int(values["VmHWM" if peak else "VmRSS"].split()[0]) * 1024
 
 
-def main(arguments: Sequence[str] | None = None, *, targets: Sequence[Target] = TARGETS) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz_wire", description=__doc__)
     parser.add_argument("--frames", type=int, default=300_000, help="how many hostile frames (default 300,000)")
     parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal frames")
+    parser.add_argument("--without-ingress", action="store_true", help="decoder and codec only; needs no serve extra")
     options = parser.parse_args(arguments)
     if options.frames < 1:
         parser.error("--frames must be at least 1")
@@ -153,7 +155,13 @@ def main(arguments: Sequence[str] | None = None, *, targets: Sequence[Target] = 
     for profile, ratio in peaks.items():
         print(f"peak memory of one decode, {profile:12} {ratio:5.2f} of the decoded {MAX_RAW_BYTES // 2**20} MiB")
     started_s = time.perf_counter()
-    outcome = fuzz(frames=options.frames, seed=options.seed, targets=targets, watch=_with_progress)
+    with contextlib.ExitStack() as stack:
+        targets = [*TARGETS]
+        if not options.without_ingress:
+            from benchmarks.fuzz_ingress import IngressTarget
+
+            targets.append(stack.enter_context(contextlib.closing(IngressTarget())).target())
+        outcome = fuzz(frames=options.frames, seed=options.seed, targets=targets, watch=_with_progress)
     elapsed_s = time.perf_counter() - started_s
     print(f"\n{'class of frame':18}{'frames':>9}   what came of it")
     for (kind, said), count in sorted(outcome.counts.items()):
