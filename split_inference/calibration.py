@@ -5,14 +5,13 @@ Client, server and demo read it. Knows no torch; the search that makes it is cal
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from split_inference.errors import ConfigError, UnknownCodecError
+from split_inference.errors import UnknownCodecError
 from split_inference.feature_codec import ClipRange, CodecProfile, FeatureCodec
-from split_inference.model_card import first_problem
+from split_inference.json_files import read_json_file
 
 EMBEDDED_CALIBRATION = Path(__file__).resolve().parent / "embedded" / "resnet20_cifar10.calibration.json"
 
@@ -41,6 +40,8 @@ class Calibration(BaseModel):
     """One per tensor; empty where ranges are measured in every request."""
     channel_axes: tuple[int, ...]
     """One per tensor."""
+    trained: bool = True
+    """False: the model's weights were random, and the figures say nothing."""
     figures: dict[str, float] = {}
     made_by: str = ""
 
@@ -67,14 +68,7 @@ class Calibration(BaseModel):
 
 def load_calibration(path: Path) -> Calibration:
     """Read a calibration file; ConfigError names the file and the first field that is wrong."""
-    try:
-        return Calibration.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ConfigError(f"cannot read calibration {path}: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"calibration {path} is not JSON: {error}") from error
-    except ValidationError as error:
-        raise ConfigError(f"calibration {path}: {first_problem(error)}") from error
+    return read_json_file(path, Calibration, what="calibration")
 
 
 def save_calibration(calibration: Calibration, path: Path) -> None:

@@ -117,7 +117,7 @@ class CalibrationSearch:
         if not self._points:
             raise UsageError(f"no split point leaves the device at most {settings.max_head_share:.0%} of the work")
 
-    def run(self, *, model_uri: str, made_by: str) -> SearchResult:
+    def run(self, *, model_uri: str, made_by: str, trained: bool = True) -> SearchResult:
         """Choose on each half and score on the other, a few times over; then choose on all."""
         everything = np.arange(len(self._evaluation.inputs))
         unseen, choices = [], []
@@ -146,6 +146,7 @@ class CalibrationSearch:
         calibration = Calibration(
             model=model_uri,
             model_digest=self._model.digest,
+            trained=trained,
             split_point=final.split_point.name,
             codec=final.profile.name,
             clip=tuple(Clip(low=clip.low, high=clip.high) for clip in final.clips),

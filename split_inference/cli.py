@@ -304,7 +304,7 @@ def calibrate(
         )
         search = CalibrationSearch(loaded.model, np.concatenate(arrays), labels, settings, show)
         command = " ".join(["split-inference", *(Path(a).name if "/" in a else a for a in sys.argv[1:])])
-        result = search.run(model_uri=model, made_by=command)
+        result = search.run(model_uri=model, made_by=command, trained=loaded.card.trained)
     save_calibration(result.calibration, output)
     header = np.mean([item.header_bytes for item in inputs])
     size = np.mean([len(item.data) for item in inputs])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from split_inference.audio_preprocessing import AudioPreprocessing
-from split_inference.errors import ConfigError
+from split_inference.json_files import read_json_file
 from split_inference.preprocessing import ImagePreprocessing
 
 Preprocessing = Annotated[ImagePreprocessing | AudioPreprocessing, Field(discriminator="kind")]
@@ -50,19 +49,4 @@ class ModelCard(CardFile):
 
 def read_card(path: Path) -> CardFile:
     """A card file; ConfigError names the file and the first field that is wrong."""
-    try:
-        return CardFile.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ConfigError(f"cannot read card {path}: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"card {path} is not JSON: {error}") from error
-    except ValidationError as error:
-        raise ConfigError(f"card {path}: {first_problem(error)}") from error
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first complaint of a validation in one line, with the dotted name of its field."""
-    detail = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in detail["loc"])
-    got = "" if detail["type"] == "missing" else f", got {str(detail['input'])[:80]!r}"
-    return f"{where + ': ' if where else ''}{detail['msg']}{got}"
+    return read_json_file(path, CardFile, what="card")

@@ -1,0 +1,32 @@
+"""JSON files of ours, read into pydantic models: one line where a file is wrong, with the file and the field."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from split_inference.errors import ConfigError
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def read_json_file(path: Path, kind: type[_Model], *, what: str) -> _Model:
+    """The file as a `kind`; ConfigError says "<what> <path>: <field>: <problem>" in one line."""
+    try:
+        return kind.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(f"cannot read {what} {path}: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{what} {path} is not JSON: {error}") from error
+    except ValidationError as error:
+        raise ConfigError(f"{what} {path}: {_first_problem(error)}") from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    detail = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in detail["loc"])
+    got = "" if detail["type"] == "missing" else f", got {str(detail['input'])[:80]!r}"
+    return f"{where + ': ' if where else ''}{detail['msg']}{got}"
