@@ -15,7 +15,7 @@ import torch
 from starlette.requests import Request
 from torch import Tensor, nn
 
-from benchmarks.fuzz_wire import Target
+from benchmarks.fuzz_target import Target
 from benchmarks.hostile_frames import SEED_DIGEST, SEED_SPLIT_POINT
 from serve_app.ingress import STATUS_OF, Ingress
 from serve_app.tail_runner import TailRunner

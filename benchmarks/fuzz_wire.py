@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.fuzz_target import Target
 from benchmarks.hostile_frames import HostileFrames, honest_request
 from split_inference.errors import MalformedFrameError, SplitInferenceError
 from split_inference.feature_codec import CodecProfile, FeatureCodec, decode_tensor, raw_bytes
@@ -27,15 +28,6 @@ from split_inference.wire import MAX_RAW_BYTES, decode_frame, decode_reply
 
 BOUNDS: dict[str, Bound] = {"escaped": ("==", 0), "resealed_share": (">=", 0.5), "peak_ratio": ("<=", 2.0)}
 ESCAPES_KEPT = 20
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Target:
-    """Something that reads frames from strangers."""
-
-    name: str
-    check: Callable[[bytes], str]
-    """Returns what came of the frame, as in "decoded" or the name of a refusal; anything raised has escaped."""
 
 
 def check_request(data: bytes) -> str:
