@@ -191,6 +191,8 @@ class SplittableModel:
             aliases: tuple[str, ...] = ()
             if nodes == (graph.input,):
                 name = "input"
+                if graph.output is graph.input:
+                    aliases = ("output",)
             elif nodes == (graph.output,):
                 name, aliases = "output", tuple(dict.fromkeys(n for n in names[nodes[0]] if n != "output"))
             elif len(nodes) == 1:

@@ -188,12 +188,10 @@ class SplitGraph:
         copy.graph.output(copied[self.output])
         return _finish(self.module, copy.graph, "Tail")
 
-    def size_over_samples(self, node: fx.Node) -> int:
-        """How many times the number of samples a size is; ModelExportError where it is no multiple."""
+    def size_over_samples(self, node: fx.Node) -> int | None:
+        """How many times the number of samples a size is; None where it is no multiple, as in 2 * N + 1."""
         multiple = node.meta["val"].node.expr / self._s0
-        if not multiple.is_Integer:
-            raise ModelExportError(f"size {node.meta['val']} is no multiple of the number of samples")
-        return int(multiple)
+        return int(multiple) if multiple.is_Integer else None
 
     def _restored(self, graph: fx.Graph, node: fx.Node, placeholder: fx.Node) -> fx.Node:
         """The value as the graph had it: its rows, and the order in which its axes lie in memory.
@@ -228,17 +226,26 @@ class _Copy:
 
     def fill(self, copied: dict[fx.Node, fx.Node], *, samples_of: fx.Node) -> None:
         """Copy the wanted nodes that are not in `copied` yet, in order, and note them there."""
-        samples: fx.Node | None = None
+        samples: list[fx.Node] = []
+
+        def size(node: fx.Node) -> fx.Node:
+            if node in copied:
+                return copied[node]
+            multiple = self._source.size_over_samples(node)
+            if multiple is None:
+                if not all(_is_size(parent) for parent in node.all_input_nodes):
+                    raise ModelExportError(f"size {node.meta['val']} does not follow from the number of samples alone")
+                return copied.setdefault(node, self.graph.node_copy(node, size))
+            if not samples:
+                samples.append(self.graph.call_function(_ATEN.sym_size.int, (samples_of, 0)))
+            if multiple == 1:
+                return samples[0]
+            return copied.setdefault(node, self.graph.call_function(operator.mul, (samples[0], multiple)))
+
         for node in self._source.module.graph.nodes:
             if node not in self._wanted or node in copied or node.op in ("placeholder", "output"):
                 continue
-            if not _is_size(node):
-                copied[node] = self.graph.node_copy(node, copied.__getitem__)
-                continue
-            multiple = self._source.size_over_samples(node)
-            if samples is None:
-                samples = self.graph.call_function(_ATEN.sym_size.int, (samples_of, 0))
-            copied[node] = samples if multiple == 1 else self.graph.call_function(operator.mul, (samples, multiple))
+            copied[node] = size(node) if _is_size(node) else self.graph.node_copy(node, copied.__getitem__)
 
 
 def _is_symbolic(size: Any) -> bool:

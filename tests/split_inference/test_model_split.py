@@ -8,7 +8,7 @@ from split_inference.errors import ModelExportError, UnknownSplitPointError
 from split_inference.exactness import verify
 from split_inference.model_split import SplittableModel, export_model, split
 from split_inference.weights import fill_with_random_weights
-from tests.split_inference.models import Branches, ChannelsLast, Windows, seeded
+from tests.split_inference.models import Branches, ChannelsLast, Sizes, Windows, seeded
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,7 @@ def resnet20():
     [
         (Branches(), torch.zeros(1, 3, 8, 8)),
         (Windows(), torch.zeros(1, 24)),
+        (Sizes(), torch.zeros(1, 24)),
         (ChannelsLast(), torch.zeros(1, 3, 9, 9)),
     ],
     ids=lambda value: type(value).__name__,
@@ -161,6 +162,12 @@ def test_a_fixed_batch_is_refused_with_what_to_do():
     program = torch.export.export(seeded(Branches()), (torch.zeros(2, 3, 8, 8),))
     with pytest.raises(ModelExportError, match="first axis is fixed"):
         SplittableModel(program)
+
+
+def test_a_model_that_does_nothing_has_both_ends():
+    model = export_model(torch.nn.Identity(), torch.zeros(1, 3))
+    assert model.split_point("output") is model.split_point("input")
+    assert all(result.exact for result in verify(model))
 
 
 def test_two_outputs_are_refused():
