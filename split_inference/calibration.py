@@ -5,11 +5,12 @@ Client, server and demo read it. Knows no torch; the search that makes it is cal
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from split_inference.errors import UnknownCodecError
+from split_inference.errors import UnknownCodecError, UsageError
 from split_inference.feature_codec import ClipRange, CodecProfile, FeatureCodec
 from split_inference.json_files import read_json_file
 
@@ -71,9 +72,21 @@ def load_calibration(path: Path) -> Calibration:
     return read_json_file(path, Calibration, what="calibration")
 
 
+def refuse_unwritable(path: Path) -> None:
+    """Say before a long search that its result could not be written: UsageError with the path."""
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write {path}: {'it is a folder' if path.is_dir() else f'{folder} is not writable'}")
+
+
 def save_calibration(calibration: Calibration, path: Path) -> None:
-    """Write a calibration file whole or not at all."""
+    """Write a calibration file whole or not at all; UsageError where it cannot be written."""
     partial = path.with_name(path.name + ".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(calibration.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(calibration.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error

@@ -102,6 +102,9 @@ class CalibrationSearch:
     ) -> None:
         if len(inputs) < 4:
             raise DataError(f"{len(inputs)} inputs are too few to calibrate on; give at least 4, better 100 or more")
+        classes = model.output.elements
+        if labels is not None and labels.max() >= classes:
+            raise DataError(f"a label says {labels.max()}, but the model has {classes} outputs, counted from 0")
         self._model = model
         self._settings = settings
         self._progress = progress

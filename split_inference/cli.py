@@ -271,11 +271,12 @@ def calibrate(
     """
     import numpy as np
 
-    from split_inference.calibration import save_calibration
+    from split_inference.calibration import refuse_unwritable, save_calibration
     from split_inference.calibration_search import CalibrationSearch, SearchSettings
     from split_inference.errors import UsageError
     from split_inference.inputs import read_inputs
 
+    refuse_unwritable(output)
     loaded = load_with_notice(model, threads=threads)
     if loaded.card.preprocessing is None:
         raise UsageError(f"{model} does not say how inputs are preprocessed; add ?card=FILE with a preprocessing")

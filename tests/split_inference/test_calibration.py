@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from split_inference.calibration import EMBEDDED_CALIBRATION, Calibration, load_calibration, save_calibration
+from split_inference.calibration import (
+    EMBEDDED_CALIBRATION,
+    Calibration,
+    load_calibration,
+    refuse_unwritable,
+    save_calibration,
+)
 from split_inference.calibration_search import CalibrationSearch, SearchSettings, clip_range
 from split_inference.errors import ConfigError, DataError, UnknownSplitPointError, UsageError
 from split_inference.model_catalog import load_model
@@ -62,6 +68,30 @@ def test_floors_that_nothing_holds_say_what_came_closest(model, rng):
 def test_too_few_inputs_are_refused(model):
     with pytest.raises(DataError, match="3 inputs are too few"):
         CalibrationSearch(model, np.zeros((3, 3, 8, 8), np.float32), None, SearchSettings(), lambda *_: None)
+
+
+def test_a_label_beyond_the_models_outputs_is_refused(model):
+    inputs, labels = np.zeros((4, 3, 8, 8), np.float32), np.array([0, 1, 2, 5])
+    with pytest.raises(DataError, match="a label says 5, but the model has 5 outputs"):
+        CalibrationSearch(model, inputs, labels, SearchSettings(), lambda *_: None)
+
+
+def test_constant_inputs_and_missing_labels_can_be_calibrated_on(model):
+    inputs = np.zeros((8, 3, 8, 8), np.float32)
+    made = CalibrationSearch(model, inputs, None, SearchSettings(), lambda *_: None).run(model_uri="m", made_by="t")
+    assert made.unseen.loss_points is None
+    assert made.unseen.agreement == 1
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_search(model, rng, tmp_path):
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path, tmp_path / "file" / "c.json"):
+        with pytest.raises(UsageError, match="cannot write"):
+            refuse_unwritable(path)
+        with pytest.raises(UsageError, match="cannot write"):
+            save_calibration(search(model, rng, min_agreement=0.5, repeats=1).calibration, path)
+    refuse_unwritable(tmp_path / "new" / "deep" / "c.json")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_the_search_is_deterministic(model):
