@@ -29,11 +29,12 @@ _PAYLOAD = re.compile(r"data/(weights|constants)/(?:weight|tensor)_\d+")
 _CONFIG = re.compile(r"data/(weights|constants)/[\w.-]+_(?:weights|constants)_config\.json")
 _PROGRAM = re.compile(r"models/[\w.-]+\.json")
 _MARKS = {"archive_format", "archive_version", "byteorder", ".data/version", ".data/serialization_id", "version"}
-# Symbols, numbers, arithmetic and sympy's integer functions: nothing that evaluates to more than a size.
+# Symbols, numbers, arithmetic and sympy's integer functions: nothing that evaluates to more than a size. No powers, of
+# which a few towering digits would keep sympy busy for ever.
 _EXPRESSION = re.compile(
-    r"(?:\s|[-+*/%(),.<>=&|~]|\d|\b(?:[su]\d+|Symbol|Integer|Max|Min|Mod|PythonMod|FloorDiv|CleanDiv|CeilDiv|ModularIndexing"
+    r"(?:\s|(?<!\*)\*(?!\*)|[-+/%(),.<>=&|~]|\d|\b(?:[su]\d+|Symbol|Integer|Max|Min|Mod|PythonMod|FloorDiv|CleanDiv|CeilDiv|ModularIndexing"
     r"|ToFloat|TruncToInt|FloorToInt|CeilToInt|IntTrueDiv|FloatTrueDiv|Eq|Ne|Lt|Le|Gt|Ge|And|Or|Not|true|false|True|False"
-    r"|int_oo|oo|positive|integer|Add|Mul|Pow|Rational|One|Zero|NegativeOne)\b|'[su]\d+')*"
+    r"|int_oo|oo|positive|integer|Add|Mul|Rational|One|Zero|NegativeOne)\b|'[su]\d+')*"
 )
 # aten's own operators, less the one that maps files, and arithmetic on sizes.
 _TARGET = re.compile(
