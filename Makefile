@@ -52,8 +52,8 @@ check-config: $(VENV)/.installed  ## Refuse a wrong config.yaml with the field's
 test: $(VENV)/.installed-dev  ## All tests: fast ones, then real Ray, HTTP and processes
 	$(BIN)/python -m pytest -q
 
-test-fast: $(VENV)/.installed-dev  ## Tests without Ray, under a minute
-	$(BIN)/python -m pytest -q -m 'not integration'
+test-fast: $(VENV)/.installed-dev  ## Tests without Ray and without whole large networks, under a minute
+	$(BIN)/python -m pytest -q -m 'not integration and not slow'
 
 check: $(VENV)/.installed-dev  ## Formatting, lint, types, spelling, import directions
 	$(BIN)/ruff format --check .

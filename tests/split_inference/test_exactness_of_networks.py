@@ -1,5 +1,6 @@
 """The networks that people split, each exact at every split point for one sample and for three."""
 
+import pytest
 import torch
 
 from split_inference.classic_models import build_classic_model
@@ -19,6 +20,7 @@ def test_the_embedded_model_is_exact():
     _assert_exact(load_model("embedded:resnet20-cifar10").model, at_least=24)
 
 
+@pytest.mark.slow
 def test_resnet34_is_exact():
     # At 32x32, a fiftieth of the arithmetic; `split-inference verify` runs the full size.
     network = build_classic_model("resnet34")
@@ -26,6 +28,7 @@ def test_resnet34_is_exact():
     _assert_exact(export_model(network, torch.zeros(1, 3, 32, 32)), at_least=40)
 
 
+@pytest.mark.slow
 def test_mobilenet_v2_is_exact():
     from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
 
@@ -61,5 +64,6 @@ def test_an_audio_spectrogram_transformer_is_exact():
     _assert_exact(export_model(network, torch.zeros(1, 128, 64)), at_least=19)
 
 
+@pytest.mark.slow
 def test_the_real_mobilenet_is_exact(data_folder):
     _assert_exact(load_model(f"pt2:{data_folder}/models/mobilenet_v2_imagenet.pt2").model, at_least=60)
