@@ -106,7 +106,7 @@ class SplittableModel:
         if any(_mutates(node) for node in program.graph.nodes):
             # An in-place operation changes a tensor that a cut may already have sent; the same program without
             # them calls the same kernels, and `verify` proves that it gives the same bits.
-            with _without_torch_deprecations():
+            with _without_torch_noise():
                 functional = program.run_decompositions({})
         module = _module_of(functional)
         if not isinstance(module, fx.GraphModule):  # pragma: no cover - torch.export always gives one
@@ -225,7 +225,7 @@ def export_model(model: nn.Module, example_input: Tensor, *, max_tensors: int = 
     """
     example = torch.cat([example_input[:1]] * 2)
     try:
-        with _without_torch_deprecations():
+        with _without_torch_noise():
             program = torch.export.export(
                 model.eval(),
                 (example,),
@@ -262,10 +262,12 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _without_torch_deprecations() -> Iterator[None]:
+def _without_torch_noise() -> Iterator[None]:
     # torch 2.13 copies its own tree specifications by a way that it has deprecated; users can't act on that.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        # torch's own recurrent layers assign a list of their weights to themselves while they run.
+        warnings.filterwarnings("ignore", message="The tensor attributes .*_flat_weights", category=UserWarning)
         yield
 
 

@@ -58,6 +58,20 @@ class Sizes(nn.Module):
         return logits
 
 
+class Recurrent(nn.Module):
+    """A layer with several outputs, of which one is used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent = nn.GRU(6, 6, batch_first=True)
+        self.classifier = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps, _ = self.recurrent(x.reshape(x.shape[0], 4, 6))
+        logits: Tensor = self.classifier(steps[:, -1])
+        return logits
+
+
 class ChannelsLast(nn.Module):
     """Features that do not lie in memory in the order of their axes."""
 

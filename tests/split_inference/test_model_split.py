@@ -8,7 +8,7 @@ from split_inference.errors import ModelExportError, UnknownSplitPointError
 from split_inference.exactness import verify
 from split_inference.model_split import SplittableModel, export_model, split
 from split_inference.weights import fill_with_random_weights
-from tests.split_inference.models import Branches, ChannelsLast, Sizes, Windows, seeded
+from tests.split_inference.models import Branches, ChannelsLast, Recurrent, Sizes, Windows, seeded
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +29,7 @@ def resnet20():
         (Branches(), torch.zeros(1, 3, 8, 8)),
         (Windows(), torch.zeros(1, 24)),
         (Sizes(), torch.zeros(1, 24)),
+        (Recurrent(), torch.zeros(1, 24)),
         (ChannelsLast(), torch.zeros(1, 3, 9, 9)),
     ],
     ids=lambda value: type(value).__name__,
