@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from benchmarks.fuzz_target import Target
 from benchmarks.hostile_frames import SEED_DIGEST, SEED_SPLIT_POINT
 from serve_app.ingress import STATUS_OF, Ingress
+from serve_app.service import InferenceService
 from serve_app.tail_runner import TailRunner
 from split_inference.errors import UnknownSplitPointError
 from split_inference.model_card import ModelCard
@@ -69,7 +70,7 @@ class IngressTarget:
         log = logging.getLogger("fuzz")
         log.addHandler(logging.NullHandler())
         log.propagate = False
-        self._ingress = Ingress(TailRunner(_Source(), name="tiny", card=card), log=log)
+        self._ingress = Ingress(InferenceService(TailRunner(_Source(), name="tiny", card=card), log=log), log=log)
         self._loop = asyncio.new_event_loop()
 
     def target(self) -> Target:

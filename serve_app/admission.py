@@ -1,64 +1,116 @@
-"""Who gets in: how many requests, and how many bytes of them, this replica holds at one time.
+"""Who gets in: how many requests, and how many bytes of them, a replica holds, in all and of each client.
 
-Knows counts and ages. Knows no HTTP, no Ray and no model; the clock is an argument.
+Knows counts, rates and ages. Knows no HTTP, no Ray and no model; the clock is an argument. Used from one event loop, so
+that plain numbers are enough.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from serve_app.settings import Limits
-from split_inference.errors import OverloadedError
+from serve_app.tokens import ANONYMOUS, Client
+from split_inference.errors import OverloadedError, OverShareError
+
+# When to come back where no better time is known.
+_RETRY_AFTER_S = 1.0
+# Places are free again after about one answer's time; half a second would leave them empty meanwhile.
+_SHARE_RETRY_AFTER_S = 0.1
 
 
+@dataclass(kw_only=True, slots=True, eq=False)
+class _Use:
+    """What one client uses now."""
+
+    places: int = 0
+    reading: int = 0
+    tokens: float = 0.0
+    """Left in the bucket: requests that may come at once."""
+    filled_s: float = 0.0
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
 class Ticket:
     """One request that got in."""
 
-    def __init__(self, *, entered_s: float) -> None:
-        self.entered_s = entered_s
-        self.is_read = False
+    client: Client
+    entered_s: float
+    is_reading: bool = False
 
 
 class Admission:
-    """Counts requests that arrive, wait or run, and refuses those beyond the limits.
-
-    Used from one event loop, so that plain integers are enough.
-    """
+    """Counts requests that arrive, wait or run, and refuses those beyond the limits."""
 
     def __init__(self, limits: Limits, *, now_s: Callable[[], float]) -> None:
         self._limits = limits
         self._now_s = now_s
-        self._unread = 0
+        self._reading = 0
         self._bytes = 0
+        # A dict keeps the order of insertion, so that the first ticket is the oldest.
         self._tickets: dict[int, Ticket] = {}
+        self._uses: dict[str, _Use] = {}
 
     @contextmanager
-    def enter(self, *, body_bytes: int) -> Iterator[Ticket]:
-        """Hold a place for a body of at most `body_bytes`, until the answer is made. Raises OverloadedError."""
+    def enter(self, *, body_bytes: int, client: Client = ANONYMOUS) -> Iterator[Ticket]:
+        """Hold a place for a body of at most `body_bytes`, until the answer is made.
+
+        Raises OverShareError where this client has used up its own part, OverloadedError where nothing is left.
+        """
         limits = self._limits
+        use = self._use_of(client)
+        allowed = self.places_of(client)
         if len(self._tickets) >= limits.max_pending_requests:
             raise OverloadedError(f"{len(self._tickets)} requests are waiting here; send it again later")
-        if self._unread >= limits.max_unread_requests:
-            raise OverloadedError(f"{self._unread} bodies are still arriving here; send it again later")
+        if use.places >= allowed:
+            raise OverShareError(
+                f"{client.name} has {use.places} requests here, which is its share; send it again later",
+                retry_after_s=_SHARE_RETRY_AFTER_S,
+            )
         if self._bytes + body_bytes > limits.max_pending_bytes:
             raise OverloadedError(f"{self._bytes} bytes are waiting here; send it again later")
-        ticket = Ticket(entered_s=self._now_s())
+        # Last, because it takes something away.
+        self._take_from_bucket(client, use)
+        ticket = Ticket(client=client, entered_s=self._now_s())
         self._tickets[id(ticket)] = ticket
-        self._unread += 1
         self._bytes += body_bytes
+        use.places += 1
         try:
             yield ticket
         finally:
             self.has_read(ticket)
             self._bytes -= body_bytes
+            use.places -= 1
             del self._tickets[id(ticket)]
+
+    def reading(self, ticket: Ticket) -> None:
+        """The body did not come with its headers. Raises OverShareError or OverloadedError where too many do that."""
+        limits = self._limits
+        use = self._use_of(ticket.client)
+        most = max(1, int(limits.max_pending_requests * limits.max_unread_share))
+        if use.reading >= most:
+            raise OverShareError(
+                f"{use.reading} bodies of {ticket.client.name} are still arriving here, the most for one client; "
+                "send it again later",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        if self._reading >= limits.max_unread_requests:
+            raise OverloadedError(f"{self._reading} bodies are still arriving here; send it again later")
+        ticket.is_reading = True
+        use.reading += 1
+        self._reading += 1
 
     def has_read(self, ticket: Ticket) -> None:
         """The request's body is here: it no longer counts among those that arrive."""
-        if not ticket.is_read:
-            ticket.is_read = True
-            self._unread -= 1
+        if ticket.is_reading:
+            ticket.is_reading = False
+            self._use_of(ticket.client).reading -= 1
+            self._reading -= 1
+
+    def places_of(self, client: Client) -> int:
+        """Places of this replica that the client may hold at one time."""
+        return max(1, int(self._limits.max_pending_requests * client.share))
 
     @property
     def pending(self) -> int:
@@ -67,6 +119,25 @@ class Admission:
 
     def oldest_age_s(self) -> float:
         """Age of the oldest request that is not answered yet; 0 where there is none."""
-        # A dict keeps the order of insertion, so the first ticket is the oldest.
         oldest = next(iter(self._tickets.values()), None)
         return 0.0 if oldest is None else self._now_s() - oldest.entered_s
+
+    def _use_of(self, client: Client) -> _Use:
+        # Clients come from the file of tokens, so that there are only so many.
+        use = self._uses.get(client.name)
+        if use is None:
+            use = self._uses[client.name] = _Use(tokens=client.burst, filled_s=self._now_s())
+        return use
+
+    def _take_from_bucket(self, client: Client, use: _Use) -> None:
+        if client.rate_per_s is None:
+            return
+        now_s = self._now_s()
+        use.tokens = min(client.burst, use.tokens + (now_s - use.filled_s) * client.rate_per_s)
+        use.filled_s = now_s
+        if use.tokens < 1:
+            raise OverShareError(
+                f"{client.name} sends more than its {client.rate_per_s:g} requests a second; send it again later",
+                retry_after_s=(1 - use.tokens) / client.rate_per_s,
+            )
+        use.tokens -= 1

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ValidationError
 from serve_app.settings import (
     AppSettings,
     CatalogSettings,
+    LiveSettings,
     dotted,
     first_problem,
     known_keys,
@@ -211,6 +212,9 @@ class _Check:
             self._check_model_uri(settings, (*place, "args", "model"))
         deployments = self._built_deployments(place, builder, args if settings is None else settings)
         for number, deployment in enumerate(app.get("deployments", [])):
+            live = deployment.get("user_config")
+            if isinstance(settings, AppSettings) and live is not None:
+                self._settings(LiveSettings, live, (*place, "deployments", number, "user_config"))
             if deployment["name"] not in deployments:
                 here = (*place, "deployments", number, "name")
                 self._refuse(

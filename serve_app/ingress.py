@@ -1,7 +1,7 @@
-"""One request in, one answer out: HTTP on this side, a model behind `ModelRunner` on the other.
+"""One request in, one answer out: HTTP on this side, the inference service on the other.
 
-Knows Starlette's Request and Response, statuses and limits. Knows no Ray and no torch, and never blocks its event
-loop: the model runs in one thread, the decoding of images and large frames in a second one.
+Knows Starlette's Request and Response, statuses and headers. Knows no Ray and no torch, and never blocks its event
+loop.
 """
 
 from __future__ import annotations
@@ -9,45 +9,45 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
+import math
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from serve_app.admission import Admission, Ticket
-from serve_app.answer import Answer, ModelRunner
-from serve_app.settings import Limits
+from serve_app.admission import Ticket
+from serve_app.model_runner import ModelRunner
+from serve_app.monitor import Monitor, monitor_response
+from serve_app.request_context import request_id_of, trace_context
+from serve_app.server_timing import server_timing
+from serve_app.service import Call, InferenceService
+from serve_app.settings import AuthSettings, Limits
+from serve_app.tokens import TokenBook
 from split_inference.errors import (
+    DeadlineError,
     DigestMismatchError,
     FeatureMismatchError,
     MalformedFrameError,
     MalformedInputError,
     OverloadedError,
+    OverShareError,
     SlowSenderError,
     TooLargeError,
+    UnauthorizedError,
     UnknownCodecError,
     UnknownModelError,
     UnknownSplitPointError,
     UnsupportedMediaError,
     WireError,
 )
-from split_inference.predictions import top_predictions
-from split_inference.wire import (
-    FRAME_MEDIA_TYPE,
-    REPLY_MEDIA_TYPE,
-    FeatureFrame,
-    ReplyFrame,
-    decode_frame,
-    encode_reply,
-)
+from split_inference.wire import FRAME_MEDIA_TYPE, REPLY_MEDIA_TYPE, ReplyFrame, encode_reply
 
 STATUS_OF: Mapping[type[WireError], int] = {
     MalformedFrameError: 400,
     MalformedInputError: 400,
+    UnauthorizedError: 401,
     UnknownModelError: 404,
     UnknownSplitPointError: 404,
     SlowSenderError: 408,
@@ -56,18 +56,24 @@ STATUS_OF: Mapping[type[WireError], int] = {
     UnknownCodecError: 415,
     UnsupportedMediaError: 415,
     FeatureMismatchError: 422,
+    OverShareError: 429,
     OverloadedError: 503,
+    DeadlineError: 503,
 }
-RETRIABLE_STATUSES = frozenset({408, 503})
-RETRY_AFTER_S = 1
+RETRIABLE_STATUSES = frozenset({408, 429, 503})
+RETRY_AFTER_S = 1.0
 
 IMAGE_MEDIA_TYPES = frozenset({"image/jpeg", "image/png", "image/webp"})
 MAX_TOP_K = 100
-# Parsing sums the checksum of every byte, about a millisecond per megabyte: above this size it leaves the event loop.
-INLINE_PARSE_BYTES = 256 * 1024
+# A day; a larger one is as good as none.
+MAX_BUDGET_MS = 86_400_000
+# A body that came with its headers, or a moment after them, never counts as one that is still arriving.
+READ_GRACE_S = 0.02
+
+# Refused while the sender may still be sending.
+_LEAVES_A_BODY = frozenset({408, 413})
 
 LOG = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,88 +97,76 @@ class Wanted:
         return cls(as_json=as_json, as_logits=output == "logits", top_k=int(top_k))
 
 
-@dataclass(kw_only=True, slots=True)
-class Stages:
-    """Seconds by stage, in the order in which they passed; "total" is the sum of the others and of what lay between."""
-
-    now_s: Callable[[], float]
-    started_s: float = field(init=False)
-    _mark_s: float = field(init=False)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.started_s = self._mark_s = self.now_s()
-
-    def end(self, stage: str) -> None:
-        """The stage lasted from the last mark until now."""
-        now_s = self.now_s()
-        self.seconds[stage] = now_s - self._mark_s
-        self._mark_s = now_s
-
-    def finish(self, inner: Mapping[str, float]) -> dict[str, float]:
-        """All stages, those measured inside the model, and the total until now."""
-        return {**self.seconds, **inner, "total": self.now_s() - self.started_s}
-
-
 class Ingress:
     """Answers GET and POST for one model.
 
     GET gives the card. POST takes a frame, or an encoded image or sound for split point "input". Every refusal is one
-    line of JSON whose status is in STATUS_OF.
+    line of JSON whose status is in STATUS_OF. GET below `monitor/` gives the live page where there is a monitor.
     """
 
     def __init__(
-        self,
-        runner: ModelRunner,
-        *,
-        limits: Limits | None = None,
-        log: logging.Logger = LOG,
-        now_s: Callable[[], float] = time.perf_counter,
+        self, service: InferenceService, *, tokens: TokenBook | None = None, log: logging.Logger = LOG
     ) -> None:
-        self._runner = runner
-        self._limits = limits or Limits()
+        self._service = service
+        self._runner: ModelRunner = service.runner
+        self._limits: Limits = service.limits
+        self._tokens = tokens or TokenBook.load(AuthSettings(), environ={})
         self._log = log
-        self._now_s = now_s
-        self._admission = Admission(self._limits, now_s=now_s)
-        self._digest_prefix = bytes.fromhex(runner.digest)[:16]
-        self._card = json.dumps(runner.card, separators=(",", ":")).encode()
-        # One thread for the model: batches of one process gain nothing from running at the same time.
-        self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-        # Another for images and large frames, so that decoding one does not hold the model up.
-        self._input_thread = ThreadPoolExecutor(1, thread_name_prefix="input")
+        self._card = json.dumps(self._runner.card, separators=(",", ":")).encode()
+        self.monitor: Monitor | None = None
+
+    def close(self) -> None:
+        """Let the service's threads end after what they do now."""
+        self._service.close()
+
+    def check_health(self) -> None:
+        """Raise RuntimeError where the oldest request has waited too long."""
+        self._service.check_health()
 
     @property
     def pending(self) -> int:
         """Requests that arrive, wait or run."""
-        return self._admission.pending
+        return self._service.pending
 
     async def answer(self, request: Request) -> Response:
         """The answer to any request on the model's route; never raises but when it is cancelled."""
-        return await answer_or_refuse(self._answer, request, log=self._log)
+        headers = request.headers
+        trace = trace_context(headers.getlist("traceparent"), headers.getlist("tracestate"))
+        own = trace.child() if trace else None
+        call = Call(
+            protocol="http",
+            started_s=self._service.now_s(),
+            request_id=request_id_of(headers.get("x-request-id")),
+            trace_parent=own.trace_parent if own else None,
+        )
+        response = await answer_or_refuse(lambda each: self._answer(each, call), request, log=self._log)
+        response.headers["x-request-id"] = call.request_id
+        if own:
+            response.headers["traceparent"] = own.trace_parent
+            if own.state:
+                response.headers["tracestate"] = own.state
+        if request.method == "POST":
+            self._service.finish(call, status=response.status_code, error=response.headers.get("x-error"))
+        return response
 
-    def check_health(self) -> None:
-        """Raise RuntimeError where the oldest request has waited too long: the model thread hangs."""
-        age_s = self._admission.oldest_age_s()
-        if age_s > self._limits.max_request_age_s:
-            raise RuntimeError(f"the oldest request has waited {age_s:.0f} s")
-
-    def close(self) -> None:
-        """Let both threads end after what they do now."""
-        self._model_thread.shutdown(wait=False, cancel_futures=True)
-        self._input_thread.shutdown(wait=False, cancel_futures=True)
-
-    async def _answer(self, request: Request) -> Response:
+    async def _answer(self, request: Request, call: Call) -> Response:
         rest = path_below_route(request)
+        watched = self.monitor is not None and rest.split("/")[0] == "monitor"
+        # A browser cannot send a token with the address of a page: the empty page is open, what it shows is not.
+        if not (watched and rest == "monitor"):
+            client = self._tokens.client_of(request.headers.get("authorization"))
+            call.client = client.name
+        if watched and self.monitor is not None:
+            if request.method not in ("GET", "HEAD"):
+                return method_not_allowed(request.method, allowed="GET, HEAD")
+            status, content_type, headers, body = monitor_response(rest, self.monitor)
+            return Response(body, status_code=status, headers=dict(headers), media_type=content_type)
         if rest:
             raise UnknownModelError(f"no model {_shown(f'{self._runner.name}/{rest}')} here")
         if request.method in ("GET", "HEAD"):
             return Response(self._card, media_type="application/json")
         if request.method != "POST":
             return method_not_allowed(request.method, allowed="GET, HEAD, POST")
-        return await self._post(request)
-
-    async def _post(self, request: Request) -> Response:
-        stages = Stages(now_s=self._now_s)
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         is_frame = media_type == FRAME_MEDIA_TYPE
         if not is_frame:
@@ -183,79 +177,60 @@ class Ingress:
                 )
             self._runner.check_input(media_type)
         wanted = Wanted.of(request)
-        self._check_digest_header(request)
+        self._service.check_digest(request.headers.get("x-model-digest"))
+        call.budget_ms = budget_ms_of(request)
         limit = self._limits.max_frame_bytes if is_frame else self._limits.max_input_bytes
-        with self._admission.enter(body_bytes=announced_bytes(request, limit=limit)) as ticket:
+        with self._service.enter(client, body_bytes=announced_bytes(request, limit=limit)) as ticket:
+            began_s = self._service.now_s()
             body = await self._read(request, ticket, limit=limit)
-            stages.end("read")
-            work = self._answer_frame if is_frame else self._answer_input
-            return await work(body, wanted, stages)
+            call.timings_s["read"] = self._service.now_s() - began_s
+            work = self._service.answer_frame if is_frame else self._service.answer_input
+            reply = await work(body, call, as_logits=wanted.as_logits, top_k=wanted.top_k)
+        return self._response(reply, call, wanted)
 
     async def _read(self, request: Request, ticket: Ticket, *, limit: int) -> bytes:
+        # A task, so that the grace may end without cancelling what the server's own `receive` is in the middle of.
+        task = asyncio.create_task(read_body(request, limit=limit))
         try:
-            async with asyncio.timeout(self._limits.body_timeout_s):
-                body = await read_body(request, limit=limit)
-        except TimeoutError:
-            raise SlowSenderError(f"the body did not arrive within {self._limits.body_timeout_s:g} s") from None
-        self._admission.has_read(ticket)
+            await asyncio.wait({task}, timeout=READ_GRACE_S)
+            if not task.done():
+                self._service.admission.reading(ticket)
+                await asyncio.wait({task}, timeout=self._limits.body_timeout_s - READ_GRACE_S)
+            if not task.done():
+                raise SlowSenderError(f"the body did not arrive within {self._limits.body_timeout_s:g} s")
+        finally:
+            task.cancel()
+        body = task.result()
+        self._service.admission.has_read(ticket)
         return body
 
-    async def _answer_frame(self, body: bytes, wanted: Wanted, stages: Stages) -> Response:
-        small = len(body) <= INLINE_PARSE_BYTES
-        frame = decode_frame(body) if small else await _in(self._input_thread, lambda: decode_frame(body))
-        if frame.model_digest != self._digest_prefix:
-            raise DigestMismatchError(_digest_reason(self._runner.name, frame.model_digest.hex(), self._runner.digest))
-        self._runner.check(frame)
-        stages.end("parse")
-
-        def work() -> Response:
-            stages.end("queue")
-            return self._reply(self._runner.run_frame(frame), wanted, stages, frame)
-
-        return await _in(self._model_thread, work)
-
-    async def _answer_input(self, body: bytes, wanted: Wanted, stages: Stages) -> Response:
-        inputs = await _in(self._input_thread, lambda: self._runner.preprocess(body))
-        stages.end("preprocess")
-
-        def work() -> Response:
-            stages.end("queue")
-            return self._reply(self._runner.run_input(inputs), wanted, stages, None)
-
-        return await _in(self._model_thread, work)
-
-    def _reply(self, answer: Answer, wanted: Wanted, stages: Stages, frame: FeatureFrame | None) -> Response:
-        logits_NK = answer.logits_NK
-        predictions = None
-        if not wanted.as_logits:
-            predictions = top_predictions(logits_NK, labels=self._runner.labels, top_k=wanted.top_k)
-        timings_s = stages.finish(answer.timings_s)
+    def _response(self, reply: ReplyFrame, call: Call, wanted: Wanted) -> Response:
+        headers = {"server-timing": server_timing(call.timings_s)}
         if not wanted.as_json:
-            reply = ReplyFrame(
-                model_digest=self._digest_prefix,
-                sample_count=len(logits_NK),
-                timings_s=timings_s,
-                predictions=predictions,
-                logits=logits_NK if wanted.as_logits else None,
-            )
-            return Response(encode_reply(reply), media_type=REPLY_MEDIA_TYPE)
+            return Response(encode_reply(reply), media_type=REPLY_MEDIA_TYPE, headers=headers)
         content: dict[str, Any] = {"model": self._runner.name, "digest": self._runner.digest}
-        if predictions is None:
-            content["logits"] = logits_NK.tolist()
+        if reply.logits is not None:
+            content["logits"] = reply.logits.tolist()
         else:
             content["predictions"] = [
                 [{"index": each.index, "label": each.label, "score": each.score} for each in sample]
-                for sample in predictions
+                for sample in reply.predictions or ()
             ]
-        content["timings_ms"] = {stage: 1000 * seconds for stage, seconds in timings_s.items()}
-        if frame is not None and frame.deadline_budget_ms is not None:
-            content["deadline_budget_ms"] = frame.deadline_budget_ms
-        return json_response(content)
+        content["timings_ms"] = {stage: 1000 * seconds for stage, seconds in reply.timings_s.items()}
+        content["batch_samples"] = call.batch_samples
+        if call.budget_ms is not None:
+            content["deadline_budget_ms"] = call.budget_ms
+        return json_response(content, headers=headers)
 
-    def _check_digest_header(self, request: Request) -> None:
-        digest = request.headers.get("x-model-digest")
-        if digest is not None and digest.strip().lower() != self._runner.digest:
-            raise DigestMismatchError(_digest_reason(self._runner.name, digest, self._runner.digest))
+
+def budget_ms_of(request: Request) -> int | None:
+    """The header `x-deadline-ms`: milliseconds that the sender will wait from now on. Raises MalformedInputError."""
+    text = request.headers.get("x-deadline-ms")
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) <= 8 and int(text) <= MAX_BUDGET_MS):
+        raise MalformedInputError(f"x-deadline-ms is a number from 0 to {MAX_BUDGET_MS}, got {_shown(text)}")
+    return int(text)
 
 
 async def answer_or_refuse(answer: Callable[[Request], Any], request: Request, *, log: logging.Logger) -> Response:
@@ -267,19 +242,38 @@ async def answer_or_refuse(answer: Callable[[Request], Any], request: Request, *
         return refusal(error)
     except ClientDisconnect:
         # Nobody reads this; it only must not look like a fault of the server.
-        return json_response({"error": "ClientDisconnect", "reason": "the sender left before its body was here"}, 400)
+        return json_response(
+            {"error": "ClientDisconnect", "reason": "the sender left before its body was here"},
+            400,
+            {"x-error": "ClientDisconnect"},
+        )
     except Exception:
         log.exception("a request failed")
         reason = "the server failed on this request; its log says why"
-        return json_response({"error": "InternalError", "reason": reason}, 500)
+        return json_response({"error": "InternalError", "reason": reason}, 500, {"x-error": "InternalError"})
 
 
 def refusal(error: WireError) -> Response:
     """Status and one line of JSON for an error of the tree."""
-    status = next((STATUS_OF[kind] for kind in type(error).__mro__ if kind in STATUS_OF), 400)
-    headers = {"retry-after": str(RETRY_AFTER_S)} if status in RETRIABLE_STATUSES else None
+    status = status_of(error)
+    headers = {"x-error": type(error).__name__}
+    if status in RETRIABLE_STATUSES:
+        wait_s = getattr(error, "retry_after_s", RETRY_AFTER_S)
+        # The standard header has whole seconds only, which is an age for a phone.
+        headers["retry-after"] = str(max(1, math.ceil(wait_s)))
+        headers["x-retry-after-ms"] = str(max(1, math.ceil(1000 * wait_s)))
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if status in _LEAVES_A_BODY:
+        # The rest of the body would be read as the next request.
+        headers["connection"] = "close"
     reason = " ".join(str(error).split())
     return json_response({"error": type(error).__name__, "reason": reason}, status, headers)
+
+
+def status_of(error: WireError) -> int:
+    """The HTTP status of an error of the tree."""
+    return next((STATUS_OF[kind] for kind in type(error).__mro__ if kind in STATUS_OF), 400)
 
 
 def method_not_allowed(method: str, *, allowed: str) -> Response:
@@ -321,15 +315,6 @@ async def read_body(request: Request, *, limit: int) -> bytes:
             raise TooLargeError(f"the body has more than {limit} bytes, which is the most that is taken here")
         chunks.append(chunk)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
-async def _in(thread: ThreadPoolExecutor, work: Callable[[], _T]) -> _T:
-    # Cancelling the awaiting request also cancels the work where it has not begun.
-    return await asyncio.get_running_loop().run_in_executor(thread, work)
-
-
-def _digest_reason(name: str, theirs: str, ours: str) -> str:
-    return f"{name} has digest {ours[:32]}, the request is for {_shown(theirs[:32])}; read the card again"
 
 
 def _shown(text: str) -> str:

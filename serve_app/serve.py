@@ -91,6 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from serve_app.config_check import check_config
 
         checked = check_config(options.config, port_free=True, haproxy=haproxy)
+        for app in checked.applications:
+            _compile(app.settings)
     except SplitInferenceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -101,6 +103,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         flush=True,
     )
     _become_serve_run(options.config, environment)
+
+
+def _compile(settings: object) -> None:
+    """Compile what an application asks for and the cache lacks, so that no replica has to."""
+    from serve_app.settings import AppSettings
+
+    # Most applications compile nothing, and torch takes seconds to import.
+    if not isinstance(settings, AppSettings) or not settings.compiles:
+        return
+    from serve_app.compile_command import compile_for
+
+    compile_for(settings, say=lambda line: print(line, file=sys.stderr, flush=True))
 
 
 def private_folder(parent: Path) -> Path:

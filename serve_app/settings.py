@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -41,16 +42,81 @@ class Limits(Settings):
     """Pixels of an encoded image by its header: 50 million are 150 MB decoded, and few phones take more."""
     max_input_bytes: int = Field(default=16 * 2**20, ge=1, le=MAX_FRAME_BYTES)
     """Bytes of an encoded image or sound: a 50-megapixel JPEG at a high quality has about this many."""
-    body_timeout_s: float = Field(default=10.0, gt=0, le=600)
+    body_timeout_s: float = Field(default=2.0, ge=0.1, le=600)
     """A body has to arrive within this time: a request has its slot before, and half-sent ones would starve others."""
-    max_unread_requests: int = Field(default=64, ge=1, le=100_000)
-    """Requests whose body is arriving; fewer than `max_ongoing_requests`, so that slow senders leave slots free."""
+    max_unread_requests: int = Field(default=96, ge=1, le=100_000)
+    """Requests whose body is arriving; fewer than `max_pending_requests`, so that slow senders leave places free."""
+    max_unread_share: float = Field(default=0.25, gt=0, le=1)
+    """Share of `max_pending_requests` that one client's arriving bodies may hold."""
     max_pending_requests: int = Field(default=192, ge=1, le=100_000)
     """Requests that arrive, wait or run; fewer than `max_ongoing_requests`, so that a refusal says when to retry."""
     max_pending_bytes: int = Field(default=256 * 2**20, ge=MAX_FRAME_BYTES, le=64 * 2**30)
     """Body bytes held at one time by all of them: bounds memory where few requests are large."""
     max_request_age_s: float = Field(default=60.0, gt=0, le=3600)
     """A replica whose oldest request is older than this says that it is unhealthy and is replaced."""
+
+
+class AuthSettings(Settings):
+    """Who may ask. Tokens are made by `split-inference make-token`."""
+
+    mode: Literal["none", "token"] = "none"
+    """none: everybody who reaches the port. token: whoever has one of the tokens."""
+    tokens_file: Path | None = None
+    """YAML or JSON list of clients with hashed tokens; only its owner and group may read it."""
+    tokens_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Name of an environment variable that holds such a list."""
+
+    @model_validator(mode="after")
+    def _tokens_have_one_source(self) -> AuthSettings:
+        sources = (self.tokens_file is not None) + (self.tokens_env is not None)
+        if self.mode == "token" and sources != 1:
+            raise ValueError("mode token needs tokens_file or tokens_env, one of the two")
+        if self.mode == "none" and sources:
+            raise ValueError("tokens are given, but mode is none; write mode: token")
+        return self
+
+
+class BatchingSettings(Settings):
+    """How waiting requests become batches; may change while the replica runs (`user_config`)."""
+
+    max_batch_samples: int = Field(default=16, ge=1, le=MAX_SAMPLES)
+    """Samples that run together. Beyond 16 a processor gains a percent of throughput, and waits twice as long."""
+    linger_ms: float = Field(default=0.0, ge=0, le=100)
+    """How long an idle model waits for company of the first request. A busy one needs none: batches fill meanwhile."""
+    max_in_flight: int = Field(default=2, ge=1, le=4)
+    """Batches that are decoded or run: with two, the next one is ready when the model is."""
+
+
+class LiveSettings(Settings):
+    """`user_config` of the deployment: what Serve may change on running replicas, without a restart."""
+
+    batching: BatchingSettings = BatchingSettings()
+    monitor: bool = False
+    """Whether the route has the page /monitor, which shows predictions and features to whoever holds a token."""
+
+
+class ExecutionSettings(Settings):
+    """How tails run. float32 without compiling is the reference; the card says what each faster way agrees with it."""
+
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of weights and activations. Refused where the processor has no instructions for it."""
+    channels_last: bool | None = None
+    """Memory layout of images; by default with bfloat16 and float16, where it is faster, and not with float32."""
+    compile: Literal["auto", "none"] | tuple[str, ...] = "auto"
+    """Split points whose tails are compiled; the others run eagerly. auto: nothing at float32; else the calibrated
+    split point and the stage ends, at most four."""
+    buckets: tuple[int, ...] = Field(default=(1, 4, 16), min_length=1, max_length=8)
+    """Batch sizes to compile for. Another number of samples runs as several of them, or as a larger one with empty
+    rows, whichever was faster when the replica warmed up."""
+    cache: Path | None = None
+    """Folder of compiled tails; by default $SPLIT_INFERENCE_CACHE, else ~/.cache/split-inference/tails."""
+
+    @field_validator("buckets")
+    @classmethod
+    def _ascends(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if list(value) != sorted(set(value)) or value[0] != 1 or value[-1] > MAX_SAMPLES:
+            raise ValueError(f"buckets ascend from 1 to at most {MAX_SAMPLES}")
+        return value
 
 
 class AppSettings(Settings):
@@ -64,9 +130,21 @@ class AppSettings(Settings):
     """Names of the split points to answer for; by default all of them."""
     threads: int = Field(default=1, ge=1, le=256)
     """Torch threads of a replica. One, and more replicas, is faster than several that fight for a busy machine."""
-    device: Literal["cpu"] = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"
     """Where the tail runs."""
+    execution: ExecutionSettings = ExecutionSettings()
+    calibration: Path | None = None
+    """File that `split-inference calibrate` wrote; its split point is compiled first."""
     limits: Limits = Limits()
+    auth: AuthSettings = AuthSettings()
+
+    @property
+    def compiles(self) -> bool:
+        """Whether any tail may be compiled."""
+        execution = self.execution
+        if self.device != "cpu" or execution.compile == "none":
+            return False
+        return execution.compile != "auto" or execution.precision != "float32"
 
     @field_validator("model")
     @classmethod
@@ -91,6 +169,7 @@ class CatalogSettings(Settings):
     models: tuple[CatalogEntry, ...] = ()
     route: str = Field(default=DEFAULT_ROUTE, pattern=r"^/[A-Za-z0-9._~/-]*[A-Za-z0-9._~-]$")
     """The catalogue's own path, from which the models' default paths are made."""
+    auth: AuthSettings = AuthSettings()
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> CatalogSettings:
@@ -108,15 +187,17 @@ class CatalogSettings(Settings):
 SettingsType = TypeVar("SettingsType", bound=BaseModel)
 
 
-def read_settings(kind: type[SettingsType], args: SettingsType | Mapping[str, Any]) -> SettingsType:
-    """The settings that `args` says, or ConfigError with one line that names the field."""
+def read_settings(
+    kind: type[SettingsType], args: SettingsType | Mapping[str, Any], *, root: str = "args"
+) -> SettingsType:
+    """The settings that `args` says, or ConfigError with one line that names the field, below `root`."""
     if isinstance(args, kind):
         return args
     try:
         return kind.model_validate(args)
     except ValidationError as error:
         path, reason = first_problem(error, kind)
-        raise ConfigError(f"{dotted(('args', *path))}: {reason}") from None
+        raise ConfigError(f"{dotted((root, *path))}: {reason}") from None
 
 
 def first_problem(error: ValidationError, kind: type[BaseModel]) -> tuple[tuple[int | str, ...], str]:

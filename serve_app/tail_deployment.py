@@ -1,4 +1,4 @@
-"""The thin rim: Ray Serve deployments around the ingress and the catalogue.
+"""The thin rim: Ray Serve deployments around a replica and the catalogue.
 
 Knows Ray. Torch and the model are imported only where a replica starts, so that building an application, which
 Serve does in a process of its own, stays cheap.
@@ -7,8 +7,10 @@ Serve does in a process of its own, stays cheap.
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
+import ray
 from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,16 +25,31 @@ class TailReplica:
     """One replica: all the weights once, and every split point of the model."""
 
     def __init__(self, settings: AppSettings) -> None:
-        from serve_app.ingress import Ingress
-        from serve_app.tail_runner import TailRunner
+        from serve_app.ray_metrics import ray_instrument
+        from serve_app.replica import Replica
 
-        self._ingress = Ingress(TailRunner.load(settings), limits=settings.limits, log=_LOG)
+        if settings.device == "cuda":
+            from serve_app.gpu_share import cap_gpu_memory
+
+            cap_gpu_memory(float(ray.get_runtime_context().get_assigned_resources().get("GPU", 1.0)))
+        self._replica = Replica(settings, make_instrument=ray_instrument, on_sticky_error=_end_process, log=_LOG)
 
     async def __call__(self, request: Request) -> Response:
-        return await self._ingress.answer(request)
+        return await self._replica.ingress.answer(request)
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        self._replica.reconfigure(user_config)
 
     async def check_health(self) -> None:
-        self._ingress.check_health()
+        self._replica.check_health()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        return self._replica.stats.record()
+
+    async def __del__(self) -> None:
+        # Serve awaits this when the replica leaves: what is queued is answered first.
+        if hasattr(self, "_replica"):
+            await self._replica.close()
 
 
 class CatalogReplica:
@@ -47,8 +64,22 @@ class CatalogReplica:
         return await self._catalog.answer(request)
 
 
+def _end_process(error: BaseException) -> None:
+    # A device that fails for good fails every request at once, and the balancer prefers who answers soonest. Serve
+    # starts another replica for a process that is gone; it would keep one that only says that it is unwell for longer.
+    _LOG.error("ending this replica: %s", error)
+    logging.shutdown()
+    os._exit(70)
+
+
 # Where config.yaml says nothing: more slots than `max_pending_requests` admits, so that a refusal is the ingress's own.
-_DEFAULTS: dict[str, Any] = {"max_ongoing_requests": 256, "health_check_period_s": 5, "health_check_timeout_s": 10}
+_DEFAULTS: dict[str, Any] = {
+    "max_ongoing_requests": 256,
+    "max_queued_requests": 64,
+    "health_check_period_s": 5,
+    "health_check_timeout_s": 10,
+    "graceful_shutdown_timeout_s": 45,
+}
 
 TailDeployment: Any = serve.deployment(TailReplica, name="TailDeployment", **_DEFAULTS)
 CatalogDeployment: Any = serve.deployment(CatalogReplica, name="CatalogDeployment", **_DEFAULTS)

@@ -1,55 +1,62 @@
 """One model's weights, and every tail that can be cut from them: features in, logits out.
 
-Knows torch, the codec and the split points. Knows no Ray and no HTTP: it runs in a REPL. Not thread-safe on
-purpose: the ingress runs it in one thread.
+Knows the codec, the split points and the executor that runs tails. Knows no Ray and no HTTP: it runs in a REPL.
+`prepare` may be called from one thread while `run` runs in another one.
 
-Shape legend: N samples, K classes.
+Shape legend: N samples, C channels, K classes.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from serve_app.answer import Answer
+from serve_app.batching import BatchKey, CostModel
 from serve_app.card import card_of
-from serve_app.settings import AppSettings, Limits
+from serve_app.micro_batcher import Prepared, StickyDeviceError
+from serve_app.model_runner import Payload
+from serve_app.settings import AppSettings, ExecutionSettings, Limits
+from serve_app.tail_cache import TailCache, TailKey
+from serve_app.tail_executor import Staged, TailExecutor, TailSource, Warmth, points_to_compile
+from split_inference.calibration import EMBEDDED_CALIBRATION, load_calibration
 from split_inference.errors import (
+    ConfigError,
     FeatureMismatchError,
     ModelLoadError,
     TooLargeError,
     UnknownSplitPointError,
     UnsupportedMediaError,
+    WireError,
 )
-from split_inference.feature_codec import EncodedTensor, decode_tensor, raw_bytes
+from split_inference.feature_codec import (
+    EncodedTensor,
+    decode_codes,
+    decode_tensor,
+    holds_codes,
+    quantizer_name,
+    raw_bytes,
+)
 from split_inference.model_card import ModelCard
-from split_inference.model_catalog import load_model
+from split_inference.model_catalog import LoadedModel, load_model
 from split_inference.model_split import FeatureSpec, SplitPoint
 from split_inference.wire import FeatureFrame
 
-_TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# Name in batch keys of what comes from an encoded image or sound.
+_INPUT_CODEC = "input"
 
 
-class TailSource(Protocol):
-    """What the runner needs from a model: `split_inference.model_split.SplittableModel` is one."""
+@dataclass(kw_only=True, slots=True, eq=False)
+class StagedItems:
+    """A batch's buffers, and how many of their rows belong to each payload."""
 
-    @property
-    def digest(self) -> str: ...
-
-    @property
-    def input(self) -> FeatureSpec: ...
-
-    @property
-    def split_points(self) -> tuple[SplitPoint, ...]: ...
-
-    def split_point(self, name: str) -> SplitPoint: ...
-
-    def tail(self, at: str) -> torch.nn.Module: ...
+    buffers: Staged
+    rows: list[int]
 
 
 class TailRunner:
@@ -64,8 +71,14 @@ class TailRunner:
         split_points: Sequence[str] | None = None,
         limits: Limits | None = None,
         threads: int = 1,
+        execution: ExecutionSettings | None = None,
+        device: str = "cpu",
+        calibrated: str | None = None,
     ) -> None:
-        """`split_points` limits what is served; a name that the model lacks raises UnknownSplitPointError."""
+        """`split_points` limits what is served; a name that the model lacks raises UnknownSplitPointError.
+
+        Raises ConfigError for an execution that is impossible here, ModelLoadError for a model that is no classifier.
+        """
         torch.set_num_threads(threads)
         self.name = name
         self.digest = model.digest
@@ -75,18 +88,45 @@ class TailRunner:
         self._preprocessing = card.preprocessing
         served = [model.split_point(each) for each in split_points] if split_points else list(model.split_points)
         self._served = {point.name: point for point in served}
-        self._tails: dict[str, torch.nn.Module] = {}
-        self._check_that_it_answers()
-        self.card: Mapping[str, Any] = card_of(
-            card, name=name, digest=self.digest, split_points=tuple(self._served.values()), limits=self._limits
+        execution = execution or ExecutionSettings()
+        cache = TailCache(execution.cache)
+        compiled = points_to_compile(model, execution, served=served, calibrated=calibrated)
+        unserved = [each for each in compiled if each not in self._served]
+        if unserved:
+            raise ConfigError(f"execution.compile: {unserved[0]} is not among the served split points")
+        self._executor = TailExecutor(
+            model, settings=execution, device=device, threads=threads, compiled=compiled, cache=cache
         )
+        self.watch: Callable[[str, NDArray[Any]], None] | None = None
+        """Told of a sample's features in every batch, as codes or floats, while somebody looks."""
+        self._to_warm = list(compiled) or [calibrated if calibrated in self._served else next(iter(self._served))]
+        self.card: Mapping[str, Any] = {
+            **card_of(
+                card, name=name, digest=self.digest, split_points=tuple(self._served.values()), limits=self._limits
+            ),
+            "execution": self._execution_card(execution, cache),
+        }
 
     @classmethod
-    def load(cls, settings: AppSettings) -> TailRunner:
-        """Load the model that the settings name. Raises UsageError or UnknownSplitPointError."""
+    def load(
+        cls,
+        settings: AppSettings,
+        *,
+        on_loaded: Callable[[LoadedModel], object] = lambda loaded: None,
+        on_phase: Callable[[str], None] = lambda line: None,
+    ) -> TailRunner:
+        """Load the model that the settings name, and what was compiled of it.
+
+        `on_loaded` is called between the two, and may compile. `on_phase` is told in one line what each phase of
+        starting took. Raises UsageError or UnknownSplitPointError.
+        """
         # Before loading: exporting a model runs it.
         torch.set_num_threads(settings.threads)
+        started_s = time.perf_counter()
         loaded = load_model(settings.model)
+        on_phase(f"{loaded.name}: loaded and split in {time.perf_counter() - started_s:.1f} s")
+        on_loaded(loaded)
+        calibrated = calibrated_split_point(settings, digest=loaded.model.digest)
         return cls(
             loaded.model,
             name=settings.name or loaded.name,
@@ -94,7 +134,45 @@ class TailRunner:
             split_points=settings.split_points,
             limits=settings.limits,
             threads=settings.threads,
+            execution=settings.execution,
+            device=settings.device,
+            calibrated=calibrated,
         )
+
+    def warm(self, *, max_samples: int, cost: CostModel, on_phase: Callable[[str], None] = lambda line: None) -> None:
+        """Run what has to be fast with the first request, and tell `cost` what it takes.
+
+        Raises ModelLoadError where the model is no classifier: a replica that cannot answer has to fail at its start.
+        """
+        for name in self._to_warm:
+            sizes = sorted({1, max_samples})
+            try:
+                warmth = self._executor.warm(name, rows=sizes)
+            except RuntimeError as error:
+                reason = str(error).strip().splitlines()[0]
+                raise ModelLoadError(
+                    f"{self.name} cannot run behind {name} at {self._executor.precision}: {reason}"
+                ) from error
+            self._check_that_it_classifies(name)
+            self._teach(cost, warmth, max_samples=max_samples)
+            on_phase(
+                f"tail behind {name}: {warmth.mode} {self._executor.precision}, ready in {warmth.load_s:.2f} s, "
+                f"warm in {warmth.warm_s:.2f} s, {warmth.megabytes:.0f} MB; "
+                + ", ".join(f"{rows} rows {1000 * seconds:.1f} ms" for rows, seconds in warmth.batch_s.items())
+            )
+
+    @property
+    def compiled(self) -> tuple[str, ...]:
+        """Split points whose tails are compiled."""
+        return self._executor.compiled
+
+    def warm_up(self, split_point: str) -> Warmth:
+        """Get one tail ready, without telling anybody."""
+        return self._executor.warm(split_point, rows=(1,))
+
+    def tail_key(self, split_point: str) -> TailKey:
+        """Under which the cache holds what is known of this tail."""
+        return self._executor.key(split_point, 1)
 
     def check(self, frame: FeatureFrame) -> None:
         """Refuse a frame by its header: unknown split point, too many samples or bytes, wrong shapes or dtypes."""
@@ -135,51 +213,103 @@ class TailRunner:
             raise UnsupportedMediaError(f"{self.name} takes {preprocessing.kind} inputs, not {media_type}")
         self._point("input")
 
-    def run_frame(self, frame: FeatureFrame) -> Answer:
-        """Decode the frame's tensors into torch's own memory and run the tail behind its split point."""
-        self.check(frame)
-        point = self._point(frame.split_point)
-        started_s = time.perf_counter()
-        features = [_decode(tensor, spec) for tensor, spec in zip(frame.tensors, point.features, strict=True)]
-        decoded_s = time.perf_counter()
-        return self._run(point.name, features, started_s=decoded_s, decode_s=decoded_s - started_s)
-
     def preprocess(self, data: bytes) -> NDArray[np.float32]:
         """An encoded image or sound as the model's input [1, ...]; safe to call from another thread."""
         preprocessing = self._preprocessing
         if preprocessing is None:
             raise UnsupportedMediaError(f"{self.name} takes frames only")
         if preprocessing.kind == "image":
-            return preprocessing.apply(data, max_pixels=self._limits.max_pixels)
-        return preprocessing.apply(data)
-
-    def run_input(self, inputs: NDArray[np.float32]) -> Answer:
-        """Run the whole model on what `preprocess` gave."""
+            inputs = preprocessing.apply(data, max_pixels=self._limits.max_pixels)
+        else:
+            inputs = preprocessing.apply(data)
         spec = self._point("input").features[0]
         if inputs.shape[1:] != spec.shape:
             raise FeatureMismatchError(
                 f"the input has shape {list(inputs.shape[1:])}; the model takes {list(spec.shape)}"
             )
-        started_s = time.perf_counter()
-        features = torch.from_numpy(np.ascontiguousarray(inputs, dtype=np.float32)).to(_TORCH_DTYPES[spec.dtype])
-        return self._run("input", [features], started_s=started_s, decode_s=0.0)
+        return inputs
 
-    def _run(self, at: str, features: list[torch.Tensor], *, started_s: float, decode_s: float) -> Answer:
-        with torch.inference_mode():
-            logits_NK = self._tail(at)(*features).float().contiguous().numpy()
-        # Minimum and maximum pass NaN on and need no array of booleans beside the values.
-        if not (np.isfinite(logits_NK.min()) and np.isfinite(logits_NK.max())):
-            raise FeatureMismatchError(
-                "NaN or infinity in the tail's answer: the features are out of the model's range"
+    def key_of(self, payload: Payload) -> BatchKey:
+        """Batches have one split point and one quantizer.
+
+        Not the compressor: whether compressing helped differs from frame to frame, and stacking does not care.
+        """
+        if not isinstance(payload, FeatureFrame):
+            point = self._point("input")
+            return BatchKey(
+                split_point=point.name, shapes=(point.features[0].shape,), codec=_INPUT_CODEC, from_codes=False
             )
-        tail_s = time.perf_counter() - started_s
-        return Answer(logits_NK=logits_NK, timings_s={"decode": decode_s, "tail": tail_s})
+        point = self._point(payload.split_point)
+        pairs = zip(payload.tensors, point.features, strict=True)
+        return BatchKey(
+            split_point=point.name,
+            shapes=tuple(spec.shape for spec in point.features),
+            codec=",".join(quantizer_name(tensor) for tensor in payload.tensors),
+            from_codes=all(_stays_coded(tensor, spec) for tensor, spec in pairs),
+        )
 
-    def _tail(self, at: str) -> torch.nn.Module:
-        tail = self._tails.get(at)
-        if tail is None:
-            tail = self._tails[at] = self._model.tail(at)
-        return tail
+    def prepare(self, key: BatchKey, payloads: Sequence[Payload]) -> Prepared[StagedItems]:
+        """Decode the payloads into one batch's buffers; those that cannot be decoded are left out."""
+        counts = [payload.sample_count if isinstance(payload, FeatureFrame) else len(payload) for payload in payloads]
+        buffers = self._executor.stage(key.split_point, sum(counts), from_codes=key.from_codes)
+        rows: list[int] = []
+        bad: dict[int, WireError] = {}
+        start = 0
+        for index, (payload, count) in enumerate(zip(payloads, counts, strict=True)):
+            try:
+                _fill(buffers, slice(start, start + count), payload)
+            except WireError as error:
+                bad[index] = error
+                continue
+            rows.append(count)
+            start += count
+        buffers.rows = start
+        if self.watch is not None and start:
+            self.watch(key.split_point, (buffers.codes if key.from_codes else buffers.floats)[0][0])
+        return Prepared(staged=StagedItems(buffers=buffers, rows=rows), bad=bad)
+
+    def run(self, key: BatchKey, staged: StagedItems) -> list[NDArray[np.float32] | WireError]:
+        """Logits of each payload; an answer with NaN or infinity is that payload's own fault."""
+        try:
+            logits_NK = self._executor.run(staged.buffers)
+        except torch.AcceleratorError as error:
+            # After an illegal access or a lost device every later call fails too.
+            raise StickyDeviceError(str(error).splitlines()[0]) from error
+        results: list[NDArray[np.float32] | WireError] = []
+        start = 0
+        for count in staged.rows:
+            own_NK = logits_NK[start : start + count]
+            start += count
+            # Minimum and maximum pass NaN on and need no array of booleans beside the values.
+            if np.isfinite(own_NK.min()) and np.isfinite(own_NK.max()):
+                results.append(own_NK)
+            else:
+                results.append(
+                    FeatureMismatchError(
+                        "NaN or infinity in the tail's answer: the features are out of the model's range"
+                    )
+                )
+        return results
+
+    def discard(self, staged: StagedItems) -> None:
+        """The batch's buffers may be used again."""
+        self._executor.discard(staged.buffers)
+
+    def answer(self, payload: Payload) -> NDArray[np.float32]:
+        """Logits [N, K] of one payload, alone and now: what the service does without waiting. Raises WireError."""
+        if isinstance(payload, FeatureFrame):
+            self.check(payload)
+        key = self.key_of(payload)
+        prepared = self.prepare(key, [payload])
+        try:
+            if prepared.bad:
+                raise prepared.bad[0]
+            result = self.run(key, prepared.staged)[0]
+        finally:
+            self.discard(prepared.staged)
+        if isinstance(result, WireError):
+            raise result
+        return result
 
     def _point(self, name: str) -> SplitPoint:
         point = self._model.split_point(name)
@@ -187,23 +317,90 @@ class TailRunner:
             raise UnknownSplitPointError(f"split point {name!r} is not served here; served: {', '.join(self._served)}")
         return point
 
-    def _check_that_it_answers(self) -> None:
-        """One run before the first request: a replica that cannot answer has to fail at its start."""
-        at = next(iter(self._served))
-        features = [
-            torch.zeros((1, *spec.shape), dtype=_TORCH_DTYPES[spec.dtype]) for spec in self._served[at].features
-        ]
-        with torch.inference_mode():
-            shape = tuple(self._tail(at)(*features).shape)
+    def _check_that_it_classifies(self, at: str) -> None:
+        staged = self._executor.stage(at, 1, from_codes=True)
+        shape = self._executor.run(staged).shape
+        self._executor.discard(staged)
         if len(shape) != 2:
             raise ModelLoadError(
                 f"{self.name} gives an output of shape {list(shape)}; a classifier gives [samples, classes]"
             )
 
+    def _teach(self, cost: CostModel, warmth: Warmth, *, max_samples: int) -> None:
+        # By quantizer, as batches are keyed: decoding differs, the tail's time does not.
+        point = self._served[warmth.split_point]
+        shapes = tuple(spec.shape for spec in point.features)
+        for codec in _QUANTIZERS:
+            key = BatchKey(
+                split_point=point.name, shapes=shapes, codec=",".join([codec] * len(shapes)), from_codes=True
+            )
+            for rows in {1, 2, 4, 8, 16, 32, max_samples}:
+                if rows <= max_samples:
+                    seconds = self._executor.expected_s(point.name, rows)
+                    if seconds is None:
+                        seconds = _between(warmth.batch_s, rows)
+                    cost.learn(key, rows, seconds)
 
-def _decode(tensor: EncodedTensor, spec: FeatureSpec) -> torch.Tensor:
-    features = torch.empty(tensor.shape, dtype=torch.float32)
-    values = features.numpy()
-    # Refuses NaN and infinity itself.
-    decode_tensor(tensor, out=values)
-    return features.to(_TORCH_DTYPES[spec.dtype])
+    def _execution_card(self, execution: ExecutionSettings, cache: TailCache) -> dict[str, Any]:
+        executor = self._executor
+        agreement: dict[str, Any] = {}
+        reference = (executor.precision, executor.channels_last, executor.compiled) == ("float32", False, ())
+        if not reference:
+            for name in self._served:
+                found = cache.agreement(executor.key(name, 1))
+                if found:
+                    agreement[name] = found.model_dump()
+        return {
+            "device": executor.device.type,
+            "precision": executor.precision,
+            "channels_last": executor.channels_last,
+            "threads": executor.threads,
+            "compiled": list(executor.compiled),
+            "buckets": list(execution.buckets) if executor.compiled else [],
+            "reference": reference,
+            "top1_agreement": agreement,
+        }
+
+
+_QUANTIZERS = tuple(f"u{bits}{suffix}" for bits in range(1, 9) for suffix in ("", "c"))
+
+
+def calibrated_split_point(settings: AppSettings, *, digest: str) -> str | None:
+    """The split point that calibration found for these weights; None without a calibration. Raises ConfigError."""
+    if settings.calibration is not None:
+        calibration = load_calibration(settings.calibration)
+        if calibration.model_digest != digest:
+            raise ConfigError(
+                f"calibration: {settings.calibration} is for digest {calibration.model_digest[:16]}; the model has "
+                f"{digest[:16]}"
+            )
+        return calibration.split_point
+    embedded = load_calibration(EMBEDDED_CALIBRATION)
+    return embedded.split_point if embedded.model_digest == digest else None
+
+
+def _stays_coded(tensor: EncodedTensor, spec: FeatureSpec) -> bool:
+    # A range per channel is given to the tail by the model's own channel axis; along another one it is decoded here.
+    per_channel = quantizer_name(tensor).endswith("c")
+    return holds_codes(tensor) and (not per_channel or tensor.channel_axis == spec.channel_axis)
+
+
+def _fill(buffers: Staged, rows: slice, payload: Payload) -> None:
+    if not isinstance(payload, FeatureFrame):
+        buffers.floats[0][rows] = payload
+        return
+    for index, tensor in enumerate(payload.tensors):
+        if not buffers.from_codes:
+            # Refuses NaN and infinity itself.
+            decode_tensor(tensor, out=buffers.floats[index][rows])
+            continue
+        scale = decode_codes(tensor, out=buffers.codes[index][rows])
+        # [1 or N, 1, 1 or C, 1] to [N, C]: a range of the whole tensor is every channel's.
+        buffers.steps_NC[index][rows] = scale.step[:, 0, :, 0]
+        buffers.lows_NC[index][rows] = scale.low[:, 0, :, 0]
+
+
+def _between(batch_s: Mapping[int, float], rows: int) -> float:
+    """Seconds for a number of rows between two that were measured."""
+    sizes = sorted(batch_s)
+    return float(np.interp(rows, sizes, [batch_s[size] for size in sizes]))

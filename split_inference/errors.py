@@ -12,7 +12,10 @@ SplitInferenceError
       - MalformedInputError          an encoded image or sound that cannot be read
       - UnsupportedMediaError        a content type that this model does not take
       - SlowSenderError              the body did not arrive within the stated time
+      - UnauthorizedError            no token, or none that is known here
+      - OverShareError               the client is over its own rate or share; the same one may be sent again later
       - OverloadedError              too many requests are waiting already; the same one may be sent again later
+         - DeadlineError                the answer would come after the request's own deadline
    - UsageError                   what the user asked for cannot be done: one line, exit code 2
       - ModelLoadError               a URI, file or network that gives no model
          - UnsafeModelError             loading it would run code that nobody asked for
@@ -76,8 +79,31 @@ class SlowSenderError(WireError):
     """The body did not arrive within the stated time; the same request may be sent again."""
 
 
+class UnauthorizedError(WireError):
+    """No token, or none that is known here; nothing more is said."""
+
+
+class OverShareError(WireError):
+    """The client has used up its own rate or share; others have not. The same request may be sent again later.
+
+    `retry_after_s` says when.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class OverloadedError(WireError):
-    """Too many requests are waiting already; the same one may be sent again later."""
+    """Too many requests are waiting already; the same one may be sent again after `retry_after_s`."""
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineError(OverloadedError):
+    """The answer would come after the request's own deadline; the same one may be sent again later."""
 
 
 class UsageError(SplitInferenceError):

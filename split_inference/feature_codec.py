@@ -285,6 +285,38 @@ def decode_tensor(encoded: EncodedTensor, *, out: NDArray[np.float32] | None = N
     )
 
 
+def holds_codes(encoded: EncodedTensor) -> bool:
+    """Whether the tensor travels as codes and a scale, so that `decode_codes` can read it."""
+    return encoded.quantizer_id in (UNIFORM_PER_TENSOR, UNIFORM_PER_CHANNEL, TILED_JPEG)
+
+
+def quantizer_name(encoded: EncodedTensor) -> str:
+    """The profile's name without its compressor: "u4", "u4c", "jpeg", "float16"; "unknown" for another id."""
+    if encoded.quantizer_id in (UNIFORM_PER_TENSOR, UNIFORM_PER_CHANNEL):
+        return f"u{encoded.bits}{'c' if encoded.quantizer_id == UNIFORM_PER_CHANNEL else ''}"
+    return {FLOAT32: "float32", FLOAT16: "float16", TILED_JPEG: "jpeg"}.get(encoded.quantizer_id, "unknown")
+
+
+def decode_codes(encoded: EncodedTensor, *, out: NDArray[np.uint8]) -> quantization.Scale:
+    """Write the codes of `encoded` into `out` and give the scale that says what they mean.
+
+    For whoever dequantises elsewhere, as on a GPU: a quarter of the bytes of the floats. The scale's arrays broadcast
+    over the tensor seen as NACB, with C = 1 unless it has a range per channel. ValueError unless `out` fits and the
+    tensor holds codes; else raises as decode_tensor does.
+    """
+    if out.shape != encoded.shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
+        raise ValueError(f"out must be C-contiguous uint8 {encoded.shape}, got {out.dtype} {out.shape}")
+    if not holds_codes(encoded):
+        raise ValueError(f"a {quantizer_name(encoded)} tensor holds no codes")
+    if encoded.quantizer_id == TILED_JPEG:
+        scale = _jpeg_scale(encoded)
+        tiled_jpeg.decode_tiles_into(out, encoded.payload, channel_axis=encoded.channel_axis)
+        return scale
+    scale, planes = _scale_and_planes(encoded)
+    packing.unpack_planes(planes, out=out.reshape(-1))
+    return scale
+
+
 def raw_bytes(shape: Sequence[int]) -> int:
     """Bytes of a float32 tensor of that shape, as a Python integer that cannot overflow."""
     return 4 * math.prod(int(length) for length in shape)
@@ -313,34 +345,46 @@ def _decode_floats(encoded: EncodedTensor, out: NDArray[np.float32] | None) -> N
 
 
 def _decode_planes(encoded: EncodedTensor, out: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    scale, planes = _scale_and_planes(encoded)
+    out = np.empty(encoded.shape, np.float32) if out is None else out
+    packing.unpack_planes(planes, out=out.reshape(-1))
+    quantization.dequantize(out.reshape(_grid(encoded)), scale)
+    return out
+
+
+def _scale_and_planes(encoded: EncodedTensor) -> tuple[quantization.Scale, NDArray[np.uint8]]:
     per_channel = encoded.quantizer_id == UNIFORM_PER_CHANNEL
     if per_channel != (encoded.channel_axis > 0):
         raise MalformedFrameError(f"quantizer id {encoded.quantizer_id} with channel axis {encoded.channel_axis}")
-    grid = quantization.channel_grid(encoded.shape, encoded.channel_axis if per_channel else None)
-    scale = _scale(encoded, grid)
+    scale = _scale(encoded, _grid(encoded))
     count = math.prod(encoded.shape)
     raw_size = packing.packed_bytes(count, bits=encoded.bits)
     segments = compression.checked_segments(encoded.payload, encoded.compressor_id, raw_size)
     planes = np.empty((encoded.bits, packing.plane_bytes(count)), np.uint8)
     compression.inflate_into(planes.reshape(-1), segments, encoded.compressor_id)
-    out = np.empty(encoded.shape, np.float32) if out is None else out
-    packing.unpack_planes(planes, out=out.reshape(-1))
-    quantization.dequantize(out.reshape(grid), scale)
-    return out
+    return scale, planes
+
+
+def _grid(encoded: EncodedTensor) -> tuple[int, int, int, int]:
+    per_channel = encoded.quantizer_id == UNIFORM_PER_CHANNEL
+    return quantization.channel_grid(encoded.shape, encoded.channel_axis if per_channel else None)
 
 
 def _decode_jpeg(encoded: EncodedTensor, out: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    scale = _jpeg_scale(encoded)
+    out = np.empty(encoded.shape, np.float32) if out is None else out
+    tiled_jpeg.decode_tiles_into(out, encoded.payload, channel_axis=encoded.channel_axis)
+    quantization.dequantize(out.reshape(_grid(encoded)), scale)
+    return out
+
+
+def _jpeg_scale(encoded: EncodedTensor) -> quantization.Scale:
     if encoded.bits != tiled_jpeg.BITS or encoded.compressor_id != compression.NONE or encoded.channel_axis < 1:
         raise MalformedFrameError(
             f"a tiled JPEG with {encoded.bits} bits, compressor id {encoded.compressor_id} "
             f"and channel axis {encoded.channel_axis}"
         )
-    grid = quantization.channel_grid(encoded.shape, None)
-    scale = _scale(encoded, grid)
-    out = np.empty(encoded.shape, np.float32) if out is None else out
-    tiled_jpeg.decode_tiles_into(out, encoded.payload, channel_axis=encoded.channel_axis)
-    quantization.dequantize(out.reshape(grid), scale)
-    return out
+    return _scale(encoded, _grid(encoded))
 
 
 def _scale(encoded: EncodedTensor, grid: tuple[int, int, int, int]) -> quantization.Scale:

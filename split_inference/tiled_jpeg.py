@@ -13,6 +13,7 @@ import io
 import math
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +74,7 @@ def encode_tiles(codes: NDArray[np.uint8], *, channel_axis: int, quality: int) -
     return b"".join(parts)
 
 
-def decode_tiles_into(codes: NDArray[np.float32], payload: bytes | memoryview, *, channel_axis: int) -> None:
+def decode_tiles_into(codes: NDArray[Any], payload: bytes | memoryview, *, channel_axis: int) -> None:
     """Fill `codes` [N, ...] with the codes that the JPEGs in `payload` show.
 
     Raises MalformedFrameError; an image whose header states another size than the shape gives is never decoded.

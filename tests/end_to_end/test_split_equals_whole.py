@@ -14,6 +14,7 @@ from PIL import Image
 from edge_sim.client import EdgeClient
 from edge_sim.transport import Request, Response
 from serve_app.ingress import Ingress
+from serve_app.service import InferenceService
 from serve_app.tail_runner import TailRunner
 from split_inference.embedded.resnet20 import ResNet20
 from tests.edge_sim.helpers import LABELS, tiny_model
@@ -52,7 +53,7 @@ def loaded(request):
 
 @pytest.fixture(scope="module")
 def ingress(loaded):
-    answering = Ingress(TailRunner(loaded.model, name=loaded.name, card=loaded.card))
+    answering = Ingress(InferenceService(TailRunner(loaded.model, name=loaded.name, card=loaded.card)))
     yield answering
     answering.close()
 

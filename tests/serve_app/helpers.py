@@ -10,8 +10,9 @@ import io
 import struct
 import subprocess
 import sys
+import time
 import zlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -21,10 +22,14 @@ from PIL import Image
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serve_app.answer import Answer
+from serve_app.batching import BatchKey
 from serve_app.ingress import Ingress
+from serve_app.micro_batcher import Prepared
+from serve_app.model_runner import ModelRunner, Payload
+from serve_app.service import InferenceService
 from serve_app.settings import Limits
-from split_inference.errors import FeatureMismatchError, UnknownSplitPointError, UnsupportedMediaError
+from serve_app.tokens import TokenBook
+from split_inference.errors import FeatureMismatchError, UnknownSplitPointError, UnsupportedMediaError, WireError
 from split_inference.feature_codec import CodecProfile, FeatureCodec, decode_tensor
 from split_inference.preprocessing import ImagePreprocessing
 from split_inference.wire import FRAME_MEDIA_TYPE, FeatureFrame, encode_frame
@@ -47,6 +52,7 @@ class TinyRunner:
     def __init__(self, *, on_run: Callable[[], None] = lambda: None, max_pixels: int = 1_000_000) -> None:
         self.on_run = on_run
         self.preprocessed = 0
+        self.batches: list[int] = []
         self._max_pixels = max_pixels
         self._preprocessing = ImagePreprocessing(height=2, width=2)
 
@@ -60,20 +66,47 @@ class TinyRunner:
         if not media_type.startswith("image/"):
             raise UnsupportedMediaError(f"tiny takes image inputs, not {media_type}")
 
-    def run_frame(self, frame: FeatureFrame) -> Answer:
-        self.on_run()
-        return self._answer(decode_tensor(frame.tensors[0]).reshape(frame.sample_count, -1))
-
     def preprocess(self, data: bytes) -> NDArray[np.float32]:
         self.preprocessed += 1
         return self._preprocessing.apply(data, max_pixels=self._max_pixels)
 
-    def run_input(self, inputs: NDArray[np.float32]) -> Answer:
-        self.on_run()
-        return self._answer(np.resize(inputs.mean(axis=(2, 3)), (len(inputs), 8)))
+    def key_of(self, payload: Payload) -> BatchKey:
+        is_frame = isinstance(payload, FeatureFrame)
+        return BatchKey(split_point="middle" if is_frame else "input", shapes=((2, 2, 2),), codec="any")
 
-    def _answer(self, features_NF: NDArray[np.float32]) -> Answer:
-        return Answer(logits_NK=features_NF @ WEIGHTS_KF.T, timings_s={"decode": 0.001, "tail": 0.002})
+    def prepare(self, key: BatchKey, payloads: Sequence[Payload]) -> Prepared[list[NDArray[np.float32]]]:
+        good, bad = [], {}
+        for index, payload in enumerate(payloads):
+            try:
+                good.append(self._features(payload))
+            except WireError as error:
+                bad[index] = error
+        return Prepared(staged=good, bad=bad)
+
+    def run(self, key: BatchKey, staged: list[NDArray[np.float32]]) -> list[NDArray[np.float32] | WireError]:
+        self.on_run()
+        self.batches.append(len(staged))
+        return [features_NF @ WEIGHTS_KF.T for features_NF in staged]
+
+    def discard(self, staged: list[NDArray[np.float32]]) -> None:
+        staged.clear()
+
+    def _features(self, payload: Payload) -> NDArray[np.float32]:
+        if isinstance(payload, FeatureFrame):
+            return decode_tensor(payload.tensors[0]).reshape(payload.sample_count, -1)
+        return np.resize(payload.mean(axis=(2, 3)), (len(payload), 8))
+
+
+def ingress_of(
+    runner: ModelRunner | None = None,
+    *,
+    limits: Limits | None = None,
+    now_s: Callable[[], float] = time.perf_counter,
+    tokens: TokenBook | None = None,
+    **options: Any,
+) -> Ingress:
+    """An ingress before the tiny model, or another one."""
+    return Ingress(InferenceService(runner or TinyRunner(), limits=limits, now_s=now_s, **options), tokens=tokens)
 
 
 def frame_of(
@@ -156,7 +189,7 @@ def post(
     sent = dict(headers or {})
     if media_type is not None:
         sent["content-type"] = media_type
-    ingress = Ingress(runner or TinyRunner(), limits=limits)
+    ingress = ingress_of(runner, limits=limits)
     try:
         return ask(ingress.answer, "POST", f"{ROUTE}{query}", content=body, headers=sent)
     finally:

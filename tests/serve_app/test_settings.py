@@ -31,12 +31,18 @@ def test_settings_that_are_settings_already_pass():
         ("split_points", "input"),
         ("threads", 0),
         ("threads", "many"),
-        ("device", "cuda"),
+        ("device", "tpu"),
+        ("execution", {"precision": "int8"}),
+        ("execution", {"compile": "all"}),
+        ("execution", {"buckets": [4, 1]}),
+        ("execution", {"buckets": [2, 4]}),
+        ("calibration", 7),
+        ("auth", {"mode": "token"}),
         ("limits", 3),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_name(field, value):
-    with pytest.raises(ConfigError, match=rf"^args\.{field}: ") as refusal:
+    with pytest.raises(ConfigError, match=rf"^args\.{field}[.:]") as refusal:
         read_settings(AppSettings, {**GOOD, field: value})
     assert "\n" not in str(refusal.value)
 
@@ -49,7 +55,7 @@ def test_a_wrong_limit_is_refused_with_its_name(field, value):
 
 
 def test_every_field_has_a_test_with_a_wrong_value():
-    tested = {"model", "name", "split_points", "threads", "device", "limits"}
+    tested = {"model", "name", "split_points", "threads", "device", "limits", "execution", "calibration", "auth"}
     assert set(AppSettings.model_fields) == tested
 
 

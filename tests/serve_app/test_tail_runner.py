@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from serve_app.batching import CostModel
 from serve_app.settings import Limits
 from serve_app.tail_runner import TailRunner
 from split_inference.errors import (
@@ -80,14 +81,14 @@ def features_of(samples, seed=0):
 
 
 def run(features, runner=None, **options):
-    return (runner or runner_of()).run_frame(decode_frame(frame_of(features, **options)))
+    return (runner or runner_of()).answer(decode_frame(frame_of(features, **options)))
 
 
 @pytest.mark.parametrize("codec", ["float32", "float16", "u4", "u8c+zstd"])
 def test_a_batch_gives_the_same_answers_as_one_at_a_time_in_order(codec):
     runner, features = runner_of(), features_of(7)
-    together = run(features, runner, codec=codec).logits_NK
-    alone = [run(features[n : n + 1], runner, codec=codec).logits_NK[0] for n in range(7)]
+    together = run(features, runner, codec=codec)
+    alone = [run(features[n : n + 1], runner, codec=codec)[0] for n in range(7)]
     np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-6)
     assert together.shape == (7, 3)
 
@@ -96,7 +97,7 @@ def test_a_float32_frame_gives_exactly_what_the_tail_gives():
     model, features = TinyModel(), features_of(3)
     with torch.inference_mode():
         expected = model.tail("middle")(torch.from_numpy(features)).numpy()
-    np.testing.assert_array_equal(run(features).logits_NK, expected)
+    np.testing.assert_array_equal(run(features), expected)
 
 
 def test_a_tail_is_cut_once_and_an_alias_shares_it():
@@ -109,20 +110,14 @@ def test_a_tail_is_cut_once_and_an_alias_shares_it():
 
 def test_at_the_output_the_logits_come_back():
     logits = np.array([[1, 2, 3]], np.float32)
-    np.testing.assert_array_equal(run(logits, split_point="output").logits_NK, logits)
-
-
-def test_both_stages_are_timed():
-    timings_s = run(features_of(2)).timings_s
-    assert set(timings_s) == {"decode", "tail"}
-    assert all(seconds >= 0 for seconds in timings_s.values())
+    np.testing.assert_array_equal(run(logits, split_point="output"), logits)
 
 
 def test_an_image_runs_through_the_whole_model():
     runner = runner_of()
     inputs = runner.preprocess(png(9, 7))
     assert inputs.shape == (1, 3, 4, 4)
-    assert runner.run_input(inputs).logits_NK.shape == (1, 3)
+    assert runner.answer(inputs).shape == (1, 3)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +145,7 @@ def test_a_wrong_frame_fails_alone():
     runner = runner_of()
     with pytest.raises(FeatureMismatchError):
         run(np.zeros((1, 8), np.float32), runner)
-    assert run(features_of(1), runner).logits_NK.shape == (1, 3)
+    assert run(features_of(1), runner).shape == (1, 3)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -169,7 +164,7 @@ def test_features_that_are_not_finite_are_refused(value):
     )
     frame = decode_frame(frame_of(features_of(2)))
     with pytest.raises(FeatureMismatchError):
-        runner_of().run_frame(replaced(frame, tensors=(tensor,)))
+        runner_of().answer(replaced(frame, tensors=(tensor,)))
 
 
 def test_finite_features_that_overflow_the_model_are_refused():
@@ -181,14 +176,14 @@ def test_a_codec_of_the_future_is_unknown():
     frame = decode_frame(frame_of(features_of(1)))
     tensor = replaced(frame.tensors[0], quantizer_id=200)
     with pytest.raises(UnknownCodecError):
-        runner_of().run_frame(replaced(frame, tensors=(tensor,)))
+        runner_of().answer(replaced(frame, tensors=(tensor,)))
 
 
 def test_a_payload_that_does_not_unpack_is_malformed():
     frame = decode_frame(frame_of(features_of(1)))
     tensor = replaced(frame.tensors[0], payload=b"\0" * 5)
     with pytest.raises(MalformedFrameError):
-        runner_of().run_frame(replaced(frame, tensors=(tensor,)))
+        runner_of().answer(replaced(frame, tensors=(tensor,)))
 
 
 def test_samples_and_bytes_beyond_the_limits_are_refused():
@@ -220,7 +215,7 @@ def test_a_model_that_is_no_classifier_is_refused_at_the_start():
             return torch.nn.Identity()
 
     with pytest.raises(ModelLoadError, match="a classifier gives"):
-        runner_of(Images())
+        runner_of(Images()).warm(max_samples=4, cost=CostModel())
 
 
 def test_kinds_of_input_that_the_model_does_not_take_are_refused():

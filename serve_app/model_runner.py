@@ -1,4 +1,4 @@
-"""What a model answered, and what asking it takes: the seam between the ingress and whatever runs the model.
+"""What the service needs from a served model: the seam between whoever takes requests and whatever runs tails.
 
 Knows NumPy and the wire's values. Knows no torch, no Ray and no HTTP.
 
@@ -7,27 +7,23 @@ Shape legend: N samples, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from serve_app.batching import BatchKey
+from serve_app.micro_batcher import Prepared
+from split_inference.errors import WireError
 from split_inference.wire import FeatureFrame
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """Logits of one request's samples, and how long each stage took."""
-
-    logits_NK: NDArray[np.float32]
-    timings_s: Mapping[str, float]
-    """Stage name -> seconds: "decode" and "tail"."""
+# A frame as it came, or what `preprocess` made of an encoded input.
+Payload: TypeAlias = "FeatureFrame | NDArray[np.float32]"
 
 
 class ModelRunner(Protocol):
-    """What the ingress needs from a served model."""
+    """A model that answers batches; also the micro-batcher's `BatchWork`."""
 
     @property
     def name(self) -> str:
@@ -57,14 +53,22 @@ class ModelRunner(Protocol):
         """Refuse a kind of encoded input; cheap. Raises UnsupportedMediaError or UnknownSplitPointError."""
         ...
 
-    def run_frame(self, frame: FeatureFrame) -> Answer:
-        """Decode and run the tail. Raises WireError."""
-        ...
-
     def preprocess(self, data: bytes) -> NDArray[np.float32]:
         """An encoded image or sound as the model's input [1, ...]. Raises MalformedInputError or TooLargeError."""
         ...
 
-    def run_input(self, inputs: NDArray[np.float32]) -> Answer:
-        """Run the whole model on what `preprocess` gave."""
+    def key_of(self, payload: Payload) -> BatchKey:
+        """What a checked payload has in common with those that may run beside it."""
+        ...
+
+    def prepare(self, key: Any, payloads: Sequence[Payload]) -> Prepared[Any]:
+        """Decode and stack; called from one thread."""
+        ...
+
+    def run(self, key: Any, staged: Any) -> Sequence[NDArray[np.float32] | WireError]:
+        """Logits [N, K] of each payload; called from one thread, another one than `prepare`."""
+        ...
+
+    def discard(self, staged: Any) -> None:
+        """The batch's buffers may be used again."""
         ...

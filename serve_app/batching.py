@@ -1,0 +1,206 @@
+"""Which waiting requests run together, and when: queues by key, earliest deadline first, and what a batch costs.
+
+Pure: time is an argument, nothing waits, nothing runs. Knows no Ray, no torch, no threads and no event loop;
+micro_batcher.py is the shell that does.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+# Where an item states no deadline it is ordered as if it had this one, so that a stream of urgent ones cannot keep it
+# waiting for ever.
+DEFAULT_PATIENCE_S = 1.0
+# How fast estimates follow the machine: after 5 batches two thirds of a change are seen.
+_LEARNING_RATE = 0.2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchKey:
+    """What items of one batch have in common, so that their features can be stacked."""
+
+    split_point: str
+    shapes: tuple[tuple[int, ...], ...]
+    """Of each tensor, without the sample axis."""
+    codec: str
+    """Name of the quantizer, or of what else the features come from."""
+    from_codes: bool = True
+    """Whether the tail dequantises; else features arrive at it as floats."""
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Item:
+    """One request that waits: `samples` rows of features."""
+
+    key: Hashable
+    samples: int
+    entered_s: float
+    deadline_s: float = math.inf
+    """Time after which nobody wants the answer; infinity where the sender said nothing."""
+    payload: Any = None
+    cancelled: bool = False
+    waiter: Any = None
+    """For the shell: whoever awaits the answer."""
+
+    @property
+    def urgency_s(self) -> float:
+        """The time by which items are ordered."""
+        return min(self.deadline_s, self.entered_s + DEFAULT_PATIENCE_S)
+
+
+class CostModel:
+    """Seconds that a batch takes, by key and number of samples: measured when warming up, and followed ever after."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[Hashable, dict[int, float]] = {}
+
+    def learn(self, key: Hashable, samples: int, seconds: float) -> None:
+        """A batch of `samples` took `seconds`."""
+        known = self._seconds.setdefault(key, {})
+        size = _size_class(samples)
+        scaled = seconds * size / samples
+        known[size] = scaled if size not in known else known[size] + _LEARNING_RATE * (scaled - known[size])
+
+    def batch_s(self, key: Hashable, samples: int) -> float:
+        """Expected seconds of a batch; 0 where nothing is known yet, so that an unknown key is let in and learnt."""
+        known = self._seconds.get(key)
+        if not known:
+            return 0.0
+        if samples in known:
+            return known[samples]
+        below = max((size for size in known if size < samples), default=None)
+        above = min((size for size in known if size > samples), default=None)
+        if below is None:
+            return known[above] if above is not None else 0.0
+        if above is None:
+            return known[below] * samples / below
+        share = (samples - below) / (above - below)
+        return known[below] + share * (known[above] - known[below])
+
+
+def _size_class(samples: int) -> int:
+    """The power of two at or above: 1, 2, 4, 8, ..."""
+    return 1 << (samples - 1).bit_length()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Taken:
+    """What left the queue: a batch to run, and items that are not worth running."""
+
+    batch: list[Item]
+    expired: list[Item]
+
+    @property
+    def samples(self) -> int:
+        """Rows of the batch."""
+        return sum(item.samples for item in self.batch)
+
+
+@dataclass(slots=True)
+class _KeyQueue:
+    heap: list[tuple[float, int, Item]] = field(default_factory=list)
+    samples: int = 0
+
+
+class BatchQueue:
+    """Items by key; the batch with the most urgent item leaves first."""
+
+    def __init__(self, cost: CostModel) -> None:
+        self._cost = cost
+        self._queues: dict[Hashable, _KeyQueue] = {}
+        self._order = itertools.count()
+        self._count = 0
+
+    def __len__(self) -> int:
+        """Items that wait, cancelled ones among them until they are taken."""
+        return self._count
+
+    def __iter__(self) -> Iterator[Item]:
+        """All items, in no order."""
+        return (entry[2] for queue in self._queues.values() for entry in queue.heap)
+
+    def put(self, item: Item) -> None:
+        """Let an item wait. Items of equal urgency leave in the order in which they came."""
+        queue = self._queues.setdefault(item.key, _KeyQueue())
+        heapq.heappush(queue.heap, (item.urgency_s, next(self._order), item))
+        queue.samples += item.samples
+        self._count += 1
+
+    def most_urgent(self) -> Item | None:
+        """The item that the next batch is made around; cancelled ones are forgotten on the way."""
+        best: tuple[float, int, Item] | None = None
+        for key in list(self._queues):
+            queue = self._queues[key]
+            while queue.heap and queue.heap[0][2].cancelled:
+                self._pop(queue)
+            if not queue.heap:
+                # Keys come from outside; an empty queue must not stay.
+                del self._queues[key]
+            elif best is None or queue.heap[0][:2] < best[:2]:
+                best = queue.heap[0]
+        return best[2] if best else None
+
+    def samples(self, key: Hashable) -> int:
+        """Rows that wait under this key."""
+        queue = self._queues.get(key)
+        return queue.samples if queue else 0
+
+    def oldest_entered_s(self) -> float | None:
+        """When the item that waits longest came; None where none waits."""
+        return min((item.entered_s for item in self if not item.cancelled), default=None)
+
+    def take(self, *, now_s: float, max_samples: int) -> Taken:
+        """The next batch: around the most urgent item, filled with the next urgent ones of its key.
+
+        An item of more than `max_samples` rows runs alone. Items that would end after their deadline are given back
+        as expired: running them helps nobody and makes those behind them late too.
+        """
+        batch: list[Item] = []
+        expired: list[Item] = []
+        rows = 0
+        first = self.most_urgent()
+        while first is not None:
+            queue = self._queues[first.key]
+            while queue.heap:
+                item = queue.heap[0][2]
+                if item.cancelled:
+                    self._pop(queue)
+                elif now_s + self._cost.batch_s(item.key, item.samples) > item.deadline_s:
+                    expired.append(self._pop(queue))
+                elif batch and rows + item.samples > max_samples:
+                    break
+                else:
+                    batch.append(self._pop(queue))
+                    rows += item.samples
+            # Everything that waited under this key may have expired: then another key's turn has come.
+            first = None if batch else self.most_urgent()
+        return Taken(batch=batch, expired=expired)
+
+    def work_before_s(self, item: Item, *, max_samples: int) -> float:
+        """Seconds of waiting work that would run before `item`, which is not in the queue yet."""
+        total_s = 0.0
+        for key, queue in self._queues.items():
+            rows = sum(entry[2].samples for entry in queue.heap if entry[0] <= item.urgency_s)
+            if key == item.key:
+                # It joins the last of these batches, or makes that one longer.
+                rows += item.samples
+            total_s += self._batches_s(key, rows, max_samples)
+        if item.key not in self._queues:
+            total_s += self._batches_s(item.key, item.samples, max_samples)
+        return total_s
+
+    def _batches_s(self, key: Hashable, rows: int, max_samples: int) -> float:
+        full, rest = divmod(rows, max_samples)
+        seconds = full * self._cost.batch_s(key, max_samples) if full else 0.0
+        return seconds + (self._cost.batch_s(key, rest) if rest else 0.0)
+
+    def _pop(self, queue: _KeyQueue) -> Item:
+        item = heapq.heappop(queue.heap)[2]
+        queue.samples -= item.samples
+        self._count -= 1
+        return item

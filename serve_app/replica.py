@@ -1,0 +1,152 @@
+"""All that one replica is made of, put together: runner, batcher, service, ingress, watchers. No Ray.
+
+Knows how to start (and says what each phase took), to change its knobs while it runs, and to end.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from serve_app.batching import CostModel
+from serve_app.compile_command import compile_for
+from serve_app.ingress import Ingress
+from serve_app.json_logs import RequestLog
+from serve_app.metrics import Instrument, Metric, MetricsObserver, ModelInfo, card_names, codec_family
+from serve_app.monitor import Monitor
+from serve_app.observer import BatchFacts, Observer, Observers, RequestFacts
+from serve_app.replica_stats import ReplicaStats
+from serve_app.service import Call, InferenceService
+from serve_app.settings import AppSettings, LiveSettings, read_settings
+from serve_app.tail_runner import TailRunner
+from serve_app.tokens import TokenBook
+from split_inference.wire import Prediction
+
+LOG = logging.getLogger(__name__)
+VERSION = metadata.version("split-inference")
+
+
+class Replica:
+    """One process that serves one model: its weights once, and every split point."""
+
+    def __init__(
+        self,
+        settings: AppSettings,
+        *,
+        make_instrument: Callable[[Metric], Instrument] | None = None,
+        on_sticky_error: Callable[[BaseException], None] = lambda error: None,
+        log: logging.Logger = LOG,
+    ) -> None:
+        """Load, warm up and be ready. Raises UsageError in one line for what cannot work here."""
+        self._log = log
+        self._live = LiveSettings()
+        tokens = TokenBook.load(settings.auth, environ=os.environ)
+        runner = TailRunner.load(
+            settings,
+            # Does nothing where everything is compiled, as it is after `python -m serve_app.serve` or in an image.
+            on_loaded=lambda loaded: compile_for(settings, loaded=loaded, say=self._say),
+            on_phase=self._say,
+        )
+        cost = CostModel()
+        runner.warm(max_samples=self._live.batching.max_batch_samples, cost=cost, on_phase=self._say)
+        self.stats = ReplicaStats()
+        self._runner = runner
+        self._monitor = _MonitorSwitch()
+        self._metrics: MetricsObserver | None = None
+        watchers: list[Observer] = [self.stats, RequestLog(log), self._monitor]
+        if make_instrument is not None:
+            split_points, codecs = card_names(runner.card)
+            self._metrics = MetricsObserver(
+                make_instrument,
+                split_points=split_points,
+                # Batches, and so these series, are told apart by quantizer.
+                codecs={quantizer_of(name) for name in codecs} | {"input"},
+                info=ModelInfo(model=runner.name, digest=runner.digest, version=VERSION),
+                pending=lambda: self.service.pending,
+            )
+            watchers.append(self._metrics)
+        self.service = InferenceService(
+            runner,
+            limits=settings.limits,
+            batching=self._live.batching,
+            cost=cost,
+            observers=Observers(watchers, log=log),
+            # OpenMP counts threads for each thread apart: without this a tail would run on every core.
+            thread_start=lambda: torch.set_num_threads(settings.threads),
+            on_sticky_error=on_sticky_error,
+            on_predictions=self._monitor.saw_predictions,
+            log=log,
+        )
+        self.ingress = Ingress(self.service, tokens=tokens, log=log)
+        self._say(f"{runner.name}: ready {seconds_since_process_start():.1f} s after the process began")
+
+    def reconfigure(self, live: Mapping[str, Any] | LiveSettings | None) -> None:
+        """Obey `user_config` from now on. Raises ConfigError, and then nothing has changed."""
+        self._live = read_settings(LiveSettings, live or {}, root="user_config")
+        self.service.set_batching(self._live.batching)
+        if not self._live.monitor:
+            self._monitor.monitor = None
+        elif self._monitor.monitor is None:
+            self._monitor.monitor = Monitor(
+                model=self._runner.name,
+                digest=self._runner.digest,
+                versions={"split-inference": VERSION, "torch": torch.__version__},
+                replica=str(os.getpid()),
+            )
+        self.ingress.monitor = self._monitor.monitor
+        self._runner.watch = self._monitor.monitor.saw_features if self._monitor.monitor else None
+
+    def check_health(self) -> None:
+        """Raise RuntimeError where the model hangs; also the time to refresh gauges."""
+        if self._metrics is not None:
+            self._metrics.sample()
+        self.service.check_health()
+
+    async def close(self) -> None:
+        """Answer what is queued, then end."""
+        await self.service.drain()
+        self.service.close()
+
+    def _say(self, line: str) -> None:
+        # WARNING, because that is the level of a fast server's log, and a start happens once.
+        self._log.warning("%s", line)
+
+
+class _MonitorSwitch:
+    """An observer that is there all the time, and passes facts on while somebody may look."""
+
+    def __init__(self) -> None:
+        self.monitor: Monitor | None = None
+
+    def batch_done(self, facts: BatchFacts) -> None:
+        if self.monitor is not None:
+            self.monitor.batch_done(facts)
+
+    def request_done(self, facts: RequestFacts) -> None:
+        if self.monitor is not None:
+            self.monitor.request_done(facts)
+
+    def saw_predictions(self, call: Call, best: Sequence[Prediction]) -> None:
+        if self.monitor is not None:
+            self.monitor.saw_predictions(call.split_point or "", best, client=call.client)
+
+
+def quantizer_of(codec: str) -> str:
+    """A codec's name without its compressor, and JPEG without its quality."""
+    return codec_family(codec.partition("+")[0])
+
+
+def seconds_since_process_start() -> float:
+    """How long this process exists; 0 where the system does not say."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0.0

@@ -1,0 +1,246 @@
+"""Frames and inputs in, replies out, whatever protocol brought them: admission, deadlines, batches, observers.
+
+Knows the wire, the micro-batcher and the seam `ModelRunner`. Knows no HTTP, no gRPC, no Ray and no torch. One event
+loop; it is never blocked: batches run in the micro-batcher's threads, images and large frames are read in one more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve_app.admission import Admission, Ticket
+from serve_app.batching import BatchKey, CostModel
+from serve_app.micro_batcher import BatchReport, MicroBatcher
+from serve_app.model_runner import ModelRunner, Payload
+from serve_app.observer import BatchFacts, Observers, Protocols, RequestFacts
+from serve_app.settings import BatchingSettings, Limits
+from split_inference.errors import DeadlineError, DigestMismatchError
+from split_inference.predictions import top_predictions
+from split_inference.wire import Prediction, ReplyFrame, decode_frame
+
+if TYPE_CHECKING:
+    from serve_app.tokens import Client
+
+# Parsing sums the checksum of every byte, about a millisecond per megabyte: above this size it leaves the event loop.
+INLINE_PARSE_BYTES = 256 * 1024
+# Of an estimate: what decoding, waking up and sending the answer add to the model's own times. A request whose budget
+# does not hold the estimate and this is refused at once, while its sender still has time for something else.
+WAIT_MARGIN_SHARE = 0.15
+WAIT_MARGIN_S = 0.005
+
+LOG = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+@dataclass(kw_only=True, slots=True)
+class Call:
+    """One request from its headers to its answer: who asked what, and where the time went."""
+
+    protocol: Protocols
+    started_s: float
+    client: str = ""
+    request_id: str = ""
+    trace_parent: str | None = None
+    budget_ms: int | None = None
+    """The sender's patience by its headers; a frame's own is read where this is None."""
+    split_point: str | None = None
+    codec: str | None = None
+    samples: int = 0
+    bytes_in: int = 0
+    batch_samples: int = 0
+    """Samples of the batch that it ran in."""
+    timings_s: dict[str, float] = field(default_factory=dict)
+
+
+class InferenceService:
+    """Answers for one model. Raises WireError, and nothing else but faults of our own."""
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        *,
+        limits: Limits | None = None,
+        batching: BatchingSettings | None = None,
+        cost: CostModel | None = None,
+        observers: Observers | None = None,
+        now_s: Callable[[], float] = time.perf_counter,
+        thread_start: Callable[[], None] = lambda: None,
+        on_sticky_error: Callable[[BaseException], None] = lambda error: None,
+        on_predictions: Callable[[Call, Sequence[Prediction]], None] = lambda call, best: None,
+        log: logging.Logger = LOG,
+    ) -> None:
+        self.runner = runner
+        self.limits = limits or Limits()
+        self.now_s = now_s
+        self.admission = Admission(self.limits, now_s=now_s)
+        self._observers = observers or Observers(())
+        self._on_predictions = on_predictions
+        self._digest_prefix = bytes.fromhex(runner.digest)[:16]
+        self._batcher: MicroBatcher[Payload, Any, NDArray[np.float32]] = MicroBatcher(
+            runner,
+            settings=batching,
+            cost=cost,
+            now_s=now_s,
+            on_batch=self._batch_done,
+            on_sticky_error=on_sticky_error,
+            thread_start=thread_start,
+            log=log,
+        )
+        # For images and large frames, so that reading one holds neither the model nor the event loop up.
+        self._input_thread = ThreadPoolExecutor(1, thread_name_prefix="input", initializer=thread_start)
+
+    @property
+    def pending(self) -> int:
+        """Requests that arrive, wait or run."""
+        return self.admission.pending
+
+    @property
+    def batching(self) -> BatchingSettings:
+        """The knobs that are in force."""
+        return self._batcher.settings
+
+    def set_batching(self, settings: BatchingSettings) -> None:
+        """Change the knobs; the next batch obeys them."""
+        self._batcher.settings = settings
+
+    def enter(self, client: Client, *, body_bytes: int) -> AbstractContextManager[Ticket]:
+        """Hold a place until the answer is made. Raises OverShareError or OverloadedError."""
+        return self.admission.enter(client=client, body_bytes=body_bytes)
+
+    def check_digest(self, digest: str | None) -> None:
+        """Refuse another model's digest, given as hexadecimal digits, before anything is read."""
+        if digest is not None and digest.strip().lower() != self.runner.digest:
+            raise DigestMismatchError(self._digest_reason(digest))
+
+    async def answer_frame(self, body: bytes, call: Call, *, as_logits: bool, top_k: int) -> ReplyFrame:
+        """The reply to a feature frame."""
+        began_s = self.now_s()
+        call.bytes_in = len(body)
+        if len(body) <= INLINE_PARSE_BYTES:
+            frame = decode_frame(body)
+        else:
+            frame = await _in(self._input_thread, lambda: decode_frame(body))
+        if frame.model_digest != self._digest_prefix:
+            raise DigestMismatchError(self._digest_reason(frame.model_digest.hex()))
+        self.runner.check(frame)
+        key = self.runner.key_of(frame)
+        call.samples = frame.sample_count
+        if call.budget_ms is None:
+            call.budget_ms = frame.deadline_budget_ms
+        call.timings_s["parse"] = self.now_s() - began_s
+        return await self._run(key, frame, call, as_logits=as_logits, top_k=top_k)
+
+    async def answer_input(self, body: bytes, call: Call, *, as_logits: bool, top_k: int) -> ReplyFrame:
+        """The reply to an encoded image or sound, from the whole model."""
+        began_s = self.now_s()
+        call.bytes_in = len(body)
+        inputs = await _in(self._input_thread, lambda: self.runner.preprocess(body))
+        call.samples = len(inputs)
+        call.timings_s["preprocess"] = self.now_s() - began_s
+        return await self._run(self.runner.key_of(inputs), inputs, call, as_logits=as_logits, top_k=top_k)
+
+    def finish(self, call: Call, *, status: int, error: str | None) -> None:
+        """Tell the observers how the request ended."""
+        self._observers.request_done(
+            RequestFacts(
+                request_id=call.request_id,
+                trace_parent=call.trace_parent,
+                client=call.client,
+                protocol=call.protocol,
+                split_point=call.split_point,
+                codec=call.codec,
+                samples=call.samples,
+                bytes_in=call.bytes_in,
+                status=status,
+                error=error,
+                total_s=self.now_s() - call.started_s,
+                timings_s=call.timings_s,
+            )
+        )
+
+    def check_health(self) -> None:
+        """Raise RuntimeError where the oldest request has waited too long: the model hangs."""
+        age_s = max(self.admission.oldest_age_s(), self._batcher.oldest_age_s())
+        if age_s > self.limits.max_request_age_s:
+            raise RuntimeError(f"the oldest request has waited {age_s:.0f} s")
+
+    async def drain(self) -> None:
+        """Return when everything that waits is answered."""
+        await self._batcher.drain()
+
+    def close(self) -> None:
+        """Let the threads end after what they do now."""
+        self._batcher.close()
+        self._input_thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self, key: BatchKey, payload: Payload, call: Call, *, as_logits: bool, top_k: int) -> ReplyFrame:
+        call.split_point, call.codec = key.split_point, key.codec
+        deadline_s = self._deadline_s(key, call)
+        served = await self._batcher.submit(key, payload, samples=call.samples, deadline_s=deadline_s)
+        call.batch_samples = served.batch_samples
+        call.timings_s |= {"queue": served.queue_s, "decode": served.prepare_s, "tail": served.run_s}
+        logits_NK = served.result
+        predictions = None
+        if not as_logits:
+            predictions = top_predictions(logits_NK, labels=self.runner.labels, top_k=top_k)
+            self._on_predictions(call, predictions[0])
+        call.timings_s["total"] = self.now_s() - call.started_s
+        return ReplyFrame(
+            model_digest=self._digest_prefix,
+            sample_count=len(logits_NK),
+            timings_s=call.timings_s,
+            predictions=predictions,
+            logits=logits_NK if as_logits else None,
+        )
+
+    def _deadline_s(self, key: BatchKey, call: Call) -> float:
+        """The time after which the answer is worth nothing; DeadlineError where it would come later."""
+        if call.budget_ms is None:
+            return math.inf
+        # The budget began to run when the sender let go of the request; the headers' arrival is the nearest we know.
+        deadline_s = call.started_s + call.budget_ms / 1000
+        wait_s = self._batcher.expected_wait_s(key, samples=call.samples, deadline_s=deadline_s)
+        late_s = self.now_s() + wait_s * (1 + WAIT_MARGIN_SHARE) + WAIT_MARGIN_S - deadline_s
+        if late_s > 0:
+            raise DeadlineError(
+                f"the answer would take {1000 * wait_s:.0f} ms, and the request's budget is {call.budget_ms} ms",
+                retry_after_s=late_s,
+            )
+        return deadline_s
+
+    def _batch_done(self, report: BatchReport) -> None:
+        key = report.key
+        assert isinstance(key, BatchKey)
+        self._observers.batch_done(
+            BatchFacts(
+                split_point=key.split_point,
+                codec=key.codec,
+                samples=report.samples,
+                items=report.items,
+                bucket=report.samples,
+                queue_delays_s=report.queue_delays_s,
+                decode_s=report.prepare_s,
+                tail_s=report.run_s,
+            )
+        )
+
+    def _digest_reason(self, theirs: str) -> str:
+        shown = theirs[:32] if len(theirs) <= 80 else f"{theirs[:32]}..."
+        ours = self.runner.digest[:32]
+        return f"{self.runner.name} has digest {ours}, the request is for {shown!r}; read the card again"
+
+
+async def _in(thread: ThreadPoolExecutor, work: Callable[[], _T]) -> _T:
+    # Cancelling the awaiting request also cancels the work where it has not begun.
+    return await asyncio.get_running_loop().run_in_executor(thread, work)
