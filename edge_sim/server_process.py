@@ -58,7 +58,7 @@ class ServerProcess:
     `port` is taken as given (UsageError when it is in use) or a free one is found. Entering returns at once;
     `wait_until_ready` waits. Ctrl-C ends the block like any exception, and a second one while it stops skips the
     waiting. The server runs where this process runs, as if `serve run` had been
-    typed here; `command` replaces it in tests, and the config's path is appended.
+    typed here; `command` replaces it in tests, and the config's path is appended. `environment` overrides ours.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class ServerProcess:
         *,
         port: int | None = None,
         command: Sequence[str] | None = None,
+        environment: Mapping[str, str] | None = None,
         patience: Patience | None = None,
     ) -> None:
         self._patience = patience or Patience()
@@ -75,6 +76,7 @@ class ServerProcess:
         self.port = free_port() if port is None else refuse_port_in_use(port)
         self.url = f"http://{HOST}:{self.port}"
         self._command = list(command) if command is not None else _serve_run()
+        self._environment = dict(environment or {})
         self._ours = OwnProcesses()
         self._child: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
@@ -109,7 +111,7 @@ class ServerProcess:
         with log.open("wb") as output:
             self._child = subprocess.Popen(
                 [*self._command, str(config)],
-                env={**os.environ, **serve_environment(self._folder), **self._ours.environment},
+                env={**os.environ, **serve_environment(self._folder), **self._environment, **self._ours.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -6,6 +6,7 @@ that plain numbers are enough.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ from split_inference.errors import OverloadedError, OverShareError
 _RETRY_AFTER_S = 1.0
 # Places are free again after about one answer's time; half a second would leave them empty meanwhile.
 _SHARE_RETRY_AFTER_S = 0.1
+# Of a client with a tiny rate: a longer wait would not fit into a header.
+_MAX_RETRY_AFTER_S = 3600.0
+# 0.29 * 100 is a hair less than 29, and a bucket that filled for exactly the stated time a hair less than full.
+_ROUNDING = 1e-6
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -25,6 +30,7 @@ class _Use:
     """What one client uses now."""
 
     places: int = 0
+    bytes: int = 0
     reading: int = 0
     tokens: float = 0.0
     """Left in the bucket: requests that may come at once."""
@@ -68,6 +74,13 @@ class Admission:
                 f"{client.name} has {use.places} requests here, which is its share; send it again later",
                 retry_after_s=_SHARE_RETRY_AFTER_S,
             )
+        # Else a few large bodies, or some without a length, would hold everybody's bytes with a part of the places.
+        # One body is let in at any time, because a small share may be less than one.
+        if client.share < 1 and use.places and use.bytes + body_bytes > self.bytes_of(client):
+            raise OverShareError(
+                f"{client.name} has {use.bytes} bytes here, and with this its share is used up; send it again later",
+                retry_after_s=_SHARE_RETRY_AFTER_S,
+            )
         if self._bytes + body_bytes > limits.max_pending_bytes:
             raise OverloadedError(f"{self._bytes} bytes are waiting here; send it again later")
         # Last, because it takes something away.
@@ -76,16 +89,20 @@ class Admission:
         self._tickets[id(ticket)] = ticket
         self._bytes += body_bytes
         use.places += 1
+        use.bytes += body_bytes
         try:
             yield ticket
         finally:
             self.has_read(ticket)
             self._bytes -= body_bytes
             use.places -= 1
+            use.bytes -= body_bytes
             del self._tickets[id(ticket)]
 
     def reading(self, ticket: Ticket) -> None:
         """The body did not come with its headers. Raises OverShareError or OverloadedError where too many do that."""
+        if ticket.is_reading:
+            return
         limits = self._limits
         use = self._use_of(ticket.client)
         most = max(1, int(limits.max_pending_requests * limits.max_unread_share))
@@ -110,7 +127,11 @@ class Admission:
 
     def places_of(self, client: Client) -> int:
         """Places of this replica that the client may hold at one time."""
-        return max(1, int(self._limits.max_pending_requests * client.share))
+        return max(1, math.floor(self._limits.max_pending_requests * client.share + _ROUNDING))
+
+    def bytes_of(self, client: Client) -> int:
+        """Bytes of bodies that the client may hold at one time, beyond a single body."""
+        return math.floor(self._limits.max_pending_bytes * client.share)
 
     @property
     def pending(self) -> int:
@@ -135,9 +156,9 @@ class Admission:
         now_s = self._now_s()
         use.tokens = min(client.burst, use.tokens + (now_s - use.filled_s) * client.rate_per_s)
         use.filled_s = now_s
-        if use.tokens < 1:
+        if use.tokens < 1 - _ROUNDING:
             raise OverShareError(
                 f"{client.name} sends more than its {client.rate_per_s:g} requests a second; send it again later",
-                retry_after_s=(1 - use.tokens) / client.rate_per_s,
+                retry_after_s=min((1 - use.tokens) / client.rate_per_s, _MAX_RETRY_AFTER_S),
             )
         use.tokens -= 1

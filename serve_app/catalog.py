@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from serve_app.ingress import LOG, answer_or_refuse, json_response, method_not_allowed, path_below_route
 from serve_app.settings import CatalogEntry, CatalogSettings
+from serve_app.tokens import TokenBook
 from split_inference.errors import UnknownModelError
 from split_inference.model_card import UNTRAINED
 
@@ -21,7 +22,11 @@ from split_inference.model_card import UNTRAINED
 class Catalog:
     """Answers GET with all models; every path below it that no model's application has is an unknown model."""
 
-    def __init__(self, settings: CatalogSettings, *, log: logging.Logger = LOG) -> None:
+    def __init__(
+        self, settings: CatalogSettings, *, tokens: TokenBook | None = None, log: logging.Logger = LOG
+    ) -> None:
+        """`tokens` are those of the settings' `auth`; without them everybody may read."""
+        self._tokens = tokens or TokenBook(None)
         self._log = log
         self._names = [entry.name for entry in settings.models]
         self._content = {"models": [_line(entry, settings.route_of(entry)) for entry in settings.models]}
@@ -31,6 +36,7 @@ class Catalog:
         return await answer_or_refuse(self._answer, request, log=self._log)
 
     async def _answer(self, request: Request) -> Response:
+        self._tokens.client_of(request.headers.get("authorization"))
         name = path_below_route(request)
         if name:
             nearest = difflib.get_close_matches(name, self._names, n=3, cutoff=0.3) or self._names

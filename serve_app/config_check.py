@@ -31,6 +31,7 @@ from serve_app.settings import (
     settings_model,
     unknown_key,
 )
+from serve_app.tokens import TokenBook
 from serve_app.yaml_lines import Place, YamlFile, read_yaml
 from split_inference.errors import ConfigError, UsageError, WireError
 
@@ -210,6 +211,10 @@ class _Check:
         settings = None if kind is None else self._settings(kind, args, (*place, "args"))
         if isinstance(settings, AppSettings):
             self._check_model_uri(settings, (*place, "args", "model"))
+        if isinstance(settings, AppSettings | CatalogSettings):
+            # A list of tokens that is wrong would be seen only when a replica does not start.
+            with self._refusing_at((*place, "args", "auth")):
+                TokenBook.load(settings.auth, environ=os.environ)
         deployments = self._built_deployments(place, builder, args if settings is None else settings)
         for number, deployment in enumerate(app.get("deployments", [])):
             live = deployment.get("user_config")

@@ -205,7 +205,7 @@ class Ingress:
         return body
 
     def _response(self, reply: ReplyFrame, call: Call, wanted: Wanted) -> Response:
-        headers = {"server-timing": server_timing(call.timings_s)}
+        headers = {"server-timing": f"{server_timing(call.timings_s)}, batch;desc={call.batch_samples}"}
         if not wanted.as_json:
             return Response(encode_reply(reply), media_type=REPLY_MEDIA_TYPE, headers=headers)
         content: dict[str, Any] = {"model": self._runner.name, "digest": self._runner.digest}

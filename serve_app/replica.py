@@ -42,20 +42,23 @@ class Replica:
         *,
         make_instrument: Callable[[Metric], Instrument] | None = None,
         on_sticky_error: Callable[[BaseException], None] = lambda error: None,
+        say: Callable[[str], None] = LOG.info,
         log: logging.Logger = LOG,
     ) -> None:
-        """Load, warm up and be ready. Raises UsageError in one line for what cannot work here."""
-        self._log = log
+        """Load, warm up and be ready; `say` is told in one line what each phase took.
+
+        Raises UsageError in one line for what cannot work here.
+        """
         self._live = LiveSettings()
         tokens = TokenBook.load(settings.auth, environ=os.environ)
         runner = TailRunner.load(
             settings,
             # Does nothing where everything is compiled, as it is after `python -m serve_app.serve` or in an image.
-            on_loaded=lambda loaded: compile_for(settings, loaded=loaded, say=self._say),
-            on_phase=self._say,
+            on_loaded=lambda loaded: compile_for(settings, loaded=loaded, say=say),
+            on_phase=say,
         )
         cost = CostModel()
-        runner.warm(max_samples=self._live.batching.max_batch_samples, cost=cost, on_phase=self._say)
+        runner.warm(max_samples=self._live.batching.max_batch_samples, cost=cost, on_phase=say)
         self.stats = ReplicaStats()
         self._runner = runner
         self._monitor = _MonitorSwitch()
@@ -85,7 +88,7 @@ class Replica:
             log=log,
         )
         self.ingress = Ingress(self.service, tokens=tokens, log=log)
-        self._say(f"{runner.name}: ready {seconds_since_process_start():.1f} s after the process began")
+        say(f"{runner.name}: ready {seconds_since_process_start():.1f} s after the process began")
 
     def reconfigure(self, live: Mapping[str, Any] | LiveSettings | None) -> None:
         """Obey `user_config` from now on. Raises ConfigError, and then nothing has changed."""
@@ -113,10 +116,6 @@ class Replica:
         """Answer what is queued, then end."""
         await self.service.drain()
         self.service.close()
-
-    def _say(self, line: str) -> None:
-        # WARNING, because that is the level of a fast server's log, and a start happens once.
-        self._log.warning("%s", line)
 
 
 class _MonitorSwitch:

@@ -32,7 +32,9 @@ class TailReplica:
             from serve_app.gpu_share import cap_gpu_memory
 
             cap_gpu_memory(float(ray.get_runtime_context().get_assigned_resources().get("GPU", 1.0)))
-        self._replica = Replica(settings, make_instrument=ray_instrument, on_sticky_error=_end_process, log=_LOG)
+        self._replica = Replica(
+            settings, make_instrument=ray_instrument, on_sticky_error=_end_process, say=_say, log=_LOG
+        )
 
     async def __call__(self, request: Request) -> Response:
         return await self._replica.ingress.answer(request)
@@ -57,11 +59,22 @@ class CatalogReplica:
 
     def __init__(self, settings: CatalogSettings) -> None:
         from serve_app.catalog import Catalog
+        from serve_app.tokens import TokenBook
 
-        self._catalog = Catalog(settings, log=_LOG)
+        self._catalog = Catalog(settings, tokens=TokenBook.load(settings.auth, environ=os.environ), log=_LOG)
 
     async def __call__(self, request: Request) -> Response:
         return await self._catalog.answer(request)
+
+
+def _say(line: str) -> None:
+    """A line about the start, in the replica's log and where `serve run` was typed."""
+    _LOG.warning("%s", line)
+    for handler in _LOG.handlers:
+        # In throughput mode Serve holds a thousand lines back.
+        handler.flush()
+    # Past Serve's own stderr, which writes at INFO.
+    os.write(2, f"{line}\n".encode())
 
 
 def _end_process(error: BaseException) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from serve_app.settings import AuthSettings, ServedName, Settings, first_problem
 from split_inference.errors import ConfigError, UnauthorizedError
@@ -44,6 +44,12 @@ class ClientEntry(Settings):
     """Requests a second that each replica takes of it; without one, as many as its share holds."""
     burst: float | None = Field(default=None, ge=1)
     """Requests that may come at once within the rate; by default one second's."""
+
+    @model_validator(mode="after")
+    def _burst_has_a_rate(self) -> ClientEntry:
+        if self.burst is not None and self.rate_per_s is None:
+            raise ValueError("burst is of a rate; set rate_per_s too")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +81,7 @@ class TokenBook:
         if settings.mode == "none":
             return cls(None)
         if settings.tokens_file is not None:
-            path = settings.tokens_file.expanduser()
+            path = _expanded(settings.tokens_file)
             return cls(parse_entries(_read_private(path), where=str(path)))
         assert settings.tokens_env is not None
         text = environ.get(settings.tokens_env, "")
@@ -117,7 +123,8 @@ def parse_entries(text: str, *, where: str) -> list[ClientEntry]:
     try:
         # An empty list is one too: JSON is YAML.
         data: Any = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
+        # ValueError: a thing like a date that is none.
         raise ConfigError(f"{where} is neither YAML nor JSON") from None
     if not isinstance(data, list) or not data:
         raise ConfigError(f"{where} has to be a list of clients, each with name and sha256; it has none")
@@ -125,14 +132,16 @@ def parse_entries(text: str, *, where: str) -> list[ClientEntry]:
         raise ConfigError(f"{where} has {len(data)} clients; every request compares with all, so at most {MAX_CLIENTS}")
     entries = []
     for index, item in enumerate(data):
+        if not isinstance(item, dict):
+            raise ConfigError(f"{where}[{index}] has to be a client with name and sha256, which make-token writes")
         try:
             entries.append(ClientEntry.model_validate(item))
         except ValidationError as error:
             path, reason = first_problem(error, ClientEntry)
-            # A token pasted in the place of its hash must not be repeated in a log.
-            reason = "has to be 64 hex digits" if path[:1] == ("sha256",) else reason
-            field = ".".join(map(str, path))
-            raise ConfigError(f"{where}[{index}]{f'.{field}' if field else ''}: {reason}") from None
+            # A token pasted in a wrong place must not be repeated in a log: neither as a value nor as a key.
+            reason = "has to be 64 hex digits" if path[:1] == ("sha256",) else reason.partition(", got ")[0]
+            field = f".{path[0]}" if path and path[0] in ClientEntry.model_fields else ""
+            raise ConfigError(f"{where}[{index}]{field}: {reason}") from None
     for field in ("name", "sha256"):
         values = [getattr(entry, field) for entry in entries]
         twice = next((index for index, value in enumerate(values) if value in values[:index]), None)
@@ -154,18 +163,31 @@ def _client(entry: ClientEntry) -> Client:
     return Client(name=entry.name, share=entry.share, rate_per_s=entry.rate_per_s, burst=burst)
 
 
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ConfigError(f"auth.tokens_file: {path} begins with a home folder that is not there") from None
+
+
 def _read_private(path: Path) -> str:
     try:
         state = path.stat()
-        # Kubernetes mounts secrets as root's, readable by the pod's group.
-        if stat.S_IMODE(state.st_mode) & 0o007:
-            raise ConfigError(f"auth.tokens_file: {path} is open to everybody on this machine; chmod 600 {path}")
+        if not stat.S_ISREG(state.st_mode):
+            raise ConfigError(f"auth.tokens_file: {path} is no file")
+        # Kubernetes mounts secrets as root's, readable by the pod's group. Who may write could add a token.
+        mode = stat.S_IMODE(state.st_mode)
+        if mode & 0o027:
+            raise ConfigError(
+                f"auth.tokens_file: {path} has mode {mode:o}, which lets others read or change it; chmod 600 {path}"
+            )
         if state.st_size > 1_000_000:
             raise ConfigError(
                 f"auth.tokens_file: {path} has {state.st_size} bytes; a file of tokens is no larger than 1 MB"
             )
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
+        # ValueError: bytes that are no UTF-8, or a path with a null byte.
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise ConfigError(f"auth.tokens_file: {path} cannot be read: {reason}") from None
 
@@ -177,6 +199,8 @@ def append_entry(path: Path, line: str) -> None:
     """
     try:
         before = _read_private(path) if path.exists() else ""
+        if before.lstrip().startswith("["):
+            raise ConfigError(f"{path} is a JSON list, to which no line can be added; add the entry by hand")
         if before.strip():
             parse_entries(f"{before.rstrip()}\n{line}", where=str(path))
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from serve_app.admission import Admission
@@ -67,6 +67,83 @@ def test_a_client_over_its_share_is_refused_and_others_are_not():
     assert admission.pending == 0
 
 
+@example(percent=29, places=100, attempts=100)
+@given(percent=st.integers(1, 100), places=st.integers(1, 400), attempts=st.integers(1, 450))
+def test_a_client_never_holds_more_than_its_share_and_always_gets_all_of_it(percent, places, attempts):
+    admission = Admission(Limits(max_pending_requests=places), now_s=Clock())
+    client = Client(name="phones", share=percent / 100)
+    entered = 0
+    with ExitStack() as inside:
+        for _ in range(attempts):
+            try:
+                inside.enter_context(admission.enter(body_bytes=1, client=client))
+            except (OverShareError, OverloadedError):
+                continue
+            entered += 1
+    # In whole numbers, because 0.29 * 100 is less than 29.
+    assert entered == min(attempts, max(1, places * percent // 100))
+
+
+# Often of the largest size, which a body without a length counts as.
+BODY_BYTES = st.just(MAX_FRAME_BYTES) | st.integers(0, MAX_FRAME_BYTES)
+
+
+@given(
+    percent=st.integers(13, 99),
+    greedy_bytes=st.lists(BODY_BYTES, min_size=1, max_size=10),
+    modest_bytes=st.lists(BODY_BYTES, min_size=1, max_size=40),
+    slow=st.randoms(use_true_random=False),
+)
+def test_a_greedy_client_keeps_no_other_from_its_places_bytes_or_slow_bodies(percent, greedy_bytes, modest_bytes, slow):
+    limits = Limits(max_pending_requests=40, max_unread_requests=20)
+    admission = Admission(limits, now_s=Clock())
+    # No single body is larger than the greedy client's part of the bytes: the one that always gets in stays inside it.
+    greedy = Client(name="greedy", share=percent / 100)
+    modest = Client(name="modest", share=(100 - percent) / 100)
+    with ExitStack() as inside:
+        for size in greedy_bytes * 40:
+            try:
+                ticket = inside.enter_context(admission.enter(body_bytes=size, client=greedy))
+                admission.reading(ticket)
+            except OverShareError:
+                continue
+        held = slow_ones = 0
+        for place, size in enumerate(modest_bytes[: admission.places_of(modest)]):
+            if held + size > admission.bytes_of(modest):
+                break
+            ticket = inside.enter_context(admission.enter(body_bytes=size, client=modest))
+            held += size
+            if slow_ones < 10 and slow.random() < 0.5:
+                admission.reading(ticket)
+                slow_ones += 1
+            assert admission.pending > place
+    assert admission.pending == 0
+
+
+def test_a_client_with_half_the_places_cannot_hold_all_bytes():
+    admission = Admission(Limits(max_pending_bytes=4 * MAX_FRAME_BYTES), now_s=Clock())
+    greedy, modest = Client(name="greedy", share=0.5), Client(name="modest", share=0.5)
+    with ExitStack() as inside:
+        for _ in range(2):
+            inside.enter_context(admission.enter(body_bytes=MAX_FRAME_BYTES, client=greedy))
+        with pytest.raises(OverShareError, match="greedy has 67108864 bytes") as refused:
+            inside.enter_context(admission.enter(body_bytes=1, client=greedy))
+        assert 0 < refused.value.retry_after_s <= 1
+        inside.enter_context(admission.enter(body_bytes=MAX_FRAME_BYTES, client=modest))
+
+
+def test_a_small_share_still_holds_one_body_of_any_allowed_size():
+    admission = Admission(Limits(max_pending_bytes=4 * MAX_FRAME_BYTES), now_s=Clock())
+    small = Client(name="small", share=0.05)
+    for _ in range(2):
+        with (
+            admission.enter(body_bytes=MAX_FRAME_BYTES, client=small),
+            pytest.raises(OverShareError, match="bytes"),
+            admission.enter(body_bytes=1, client=small),
+        ):
+            pass
+
+
 @given(
     gaps_s=st.lists(st.floats(0, 2), min_size=1, max_size=80),
     rate=st.floats(0.5, 50),
@@ -86,21 +163,44 @@ def test_within_any_time_no_more_get_in_than_the_burst_and_the_rate_allow(gaps_s
             continue
     for first in range(len(entered_s)):
         for last in range(first, len(entered_s)):
-            assert last - first + 1 <= burst + rate * (entered_s[last] - entered_s[first]) + 1e-6
+            assert last - first + 1 <= burst + rate * (entered_s[last] - entered_s[first]) + 1e-5
 
 
-def test_a_client_that_waits_as_long_as_it_was_told_gets_in():
+@given(rate=st.floats(0.001, 10_000), burst=st.integers(1, 20), part=st.floats(0, 0.99))
+def test_a_client_that_waits_as_long_as_it_was_told_gets_in(rate, burst, part):
     clock = Clock()
     admission = Admission(Limits(), now_s=clock)
-    client = Client(name="phones", rate_per_s=4, burst=1)
-    with admission.enter(body_bytes=1, client=client):
-        pass
+    client = Client(name="phones", rate_per_s=rate, burst=burst + part)
+    for _ in range(burst):
+        with admission.enter(body_bytes=1, client=client):
+            pass
     with (
-        pytest.raises(OverShareError, match="4 requests a second") as refused,
+        pytest.raises(OverShareError, match=r"phones sends more than its .* requests a second") as refused,
         admission.enter(body_bytes=1, client=client),
     ):
         pass
     clock.now_s += refused.value.retry_after_s
+    with admission.enter(body_bytes=1, client=client):
+        pass
+
+
+def test_the_stated_wait_fits_into_a_header_however_small_the_rate():
+    admission = Admission(Limits(), now_s=Clock())
+    client = Client(name="phones", rate_per_s=1e-320)
+    with admission.enter(body_bytes=1, client=client):
+        pass
+    with pytest.raises(OverShareError) as refused, admission.enter(body_bytes=1, client=client):
+        pass
+    assert refused.value.retry_after_s == 3600
+
+
+def test_a_refusal_for_the_share_costs_nothing_of_the_rate():
+    admission = Admission(Limits(max_pending_requests=2), now_s=Clock())
+    client = Client(name="phones", share=0.5, rate_per_s=1, burst=2)
+    with admission.enter(body_bytes=1, client=client):
+        for _ in range(3):
+            with pytest.raises(OverShareError, match="its share"), admission.enter(body_bytes=1, client=client):
+                pass
     with admission.enter(body_bytes=1, client=client):
         pass
 
@@ -129,6 +229,18 @@ def test_counts_return_to_zero_whatever_the_order_of_leaving(shares, orders):
         tickets = [inside.enter_context(admission.enter(body_bytes=1)) for _ in range(20)]
         for ticket in tickets[:5]:
             admission.reading(ticket)
+
+
+def test_a_body_counts_once_however_often_it_is_said_to_arrive():
+    admission = Admission(Limits(max_unread_requests=1), now_s=Clock())
+    for _ in range(2):
+        with admission.enter(body_bytes=1) as ticket:
+            admission.reading(ticket)
+            admission.reading(ticket)
+            admission.has_read(ticket)
+            admission.has_read(ticket)
+    with admission.enter(body_bytes=1) as ticket:
+        admission.reading(ticket)
 
 
 def test_bytes_of_all_bodies_together_are_limited():

@@ -4,6 +4,7 @@ import pytest
 
 from serve_app.catalog import Catalog
 from serve_app.settings import CatalogSettings
+from serve_app.tokens import TokenBook, entry_line, new_token, parse_entries
 from tests.serve_app.helpers import ask, python_without
 
 SETTINGS = CatalogSettings.model_validate(
@@ -51,3 +52,13 @@ def test_only_get_is_allowed():
 
 def test_the_catalogue_needs_neither_torch_nor_ray():
     python_without("import serve_app.catalog", "torch", "ray")
+
+
+def test_with_tokens_only_those_who_have_one_may_read_the_list():
+    token = new_token()
+    tokens = TokenBook(parse_entries(entry_line("phones", token), where="test"))
+    catalog = Catalog(CatalogSettings(), tokens=tokens)
+    refused = ask(catalog.answer, "GET", "/v1/models", root_path="/v1/models")
+    assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
+    header = {"authorization": f"Bearer {token}"}
+    assert ask(catalog.answer, "GET", "/v1/models", root_path="/v1/models", headers=header).status_code == 200

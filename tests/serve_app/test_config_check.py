@@ -29,7 +29,7 @@ def changed(field, value):
     steps = [int(step) if step.isdigit() else step for step in re.findall(r"\w+", field)]
     at = content
     for step in steps[:-1]:
-        at = at[step]
+        at = at.setdefault(step, {}) if isinstance(at, dict) else at[step]
     if value is ABSENT:
         del at[steps[-1]]
     else:
@@ -55,6 +55,10 @@ def test_the_shipped_config_passes_and_says_what_it_serves():
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
+        (f"{MODEL}.args.auth", {"mode": "token", "tokens_env": "NOT_SET_HERE"}, "NOT_SET_HERE is not set"),
+        (f"{MODEL}.args.execution.precision", "bf16", "'float32', 'bfloat16' or 'float16'"),
+        (f"{DEPLOYMENT}.user_config.batching.linger", 1, "did you mean linger_ms?"),
+        (f"{DEPLOYMENT}.user_config.batching.max_batch_samples", 0, "greater than or equal to 1"),
         # Unknown keys, at every level, with the nearest known one.
         ("application", [], "did you mean applications?"),
         ("http_options.prot", 1, "did you mean port?"),

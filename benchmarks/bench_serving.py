@@ -1,0 +1,200 @@
+"""Serving throughput: ours, its parts and its peers, on the same tail and the same bodies, interleaved in one run.
+
+Every round measures each system once at each concurrency, so that a busy moment of the machine falls on all of them;
+figures are medians over rounds, with the spread. The load generator shares the machine's cores with the server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import sys
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.serving.http_load import closed_loop, percentile, request_bytes
+from benchmarks.serving.limit import SIZES, LimitProcess, measure_together
+from benchmarks.serving.process_stats import cpu_between
+from benchmarks.serving.systems import System, litserve_path, plain, processes_of, ray_serve
+from benchmarks.serving.tail import bodies, serve_config
+from edge_sim.server_process import HOST
+from split_inference.cli import progress_bar
+from split_inference.figures import Bound, report
+from split_inference.wire import FRAME_MEDIA_TYPE
+
+CONCURRENCIES = (1, 32, 128)
+ONE, TWO, RAY, LIT, UVICORN = "ours, 1 replica", "ours, 2 replicas", "ray @serve.batch", "litserve", "uvicorn + batcher"
+BOUNDS: dict[str, Bound] = {
+    "one_replica_over_limit": (">=", 0.85),
+    "two_replicas_over_one_process_limit": (">=", 1.25),
+    "one_replica_over_ray_batch": (">=", 4.0),
+    "one_replica_over_litserve": (">=", 1.4),
+    "alone_p50_over_in_process_ms": ("<=", 1.5),
+}
+
+
+@dataclass(kw_only=True)
+class Series:
+    """One system at one concurrency, over all rounds."""
+
+    rates_per_s: list[float] = field(default_factory=list)
+    p50_ms: list[float] = field(default_factory=list)
+    p99_ms: list[float] = field(default_factory=list)
+    cpu_ms: list[float] = field(default_factory=list)
+    batch: list[float] = field(default_factory=list)
+    failed: int = 0
+
+
+def measure(system: System, requests: list[bytes], concurrency: int, seconds: float, into: Series) -> None:
+    """One round: a short warm-up, then the time that counts."""
+    closed_loop(system.address, requests, concurrency=concurrency, seconds=0.7)
+    before = system.processes()
+    result = closed_loop(system.address, requests, concurrency=concurrency, seconds=seconds)
+    after = system.processes()
+    latencies_s = result.latencies_s()
+    into.rates_per_s.append(result.rate_per_s())
+    into.p50_ms.append(1000 * percentile(latencies_s, 0.5))
+    into.p99_ms.append(1000 * percentile(latencies_s, 0.99))
+    into.cpu_ms.append(1000 * cpu_between(before, after) / max(1, len(latencies_s)))
+    sizes = [each.batch_samples for each in result.outcomes if each.batch_samples]
+    into.batch.append(float(np.mean(sizes)) if sizes else float("nan"))
+    into.failed += sum(count for status, count in result.statuses().items() if status != 200)
+
+
+def main() -> int:
+    """Measure, print the table, hold the bounds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
+    parser.add_argument("--without-peers", action="store_true")
+    options = parser.parse_args()
+    logs = Path("runs/bench-serving")
+    logs.mkdir(parents=True, exist_ok=True)
+    print("preparing bodies ...", file=sys.stderr)
+    frames = bodies()
+    table: dict[tuple[str, int], Series] = defaultdict(Series)
+    limits: dict[int, list[float]] = defaultdict(list)
+    limits_two: list[float] = []
+    with contextlib.ExitStack() as running:
+        print("starting the systems ...", file=sys.stderr)
+        systems = _start(running, logs, without_peers=options.without_peers)
+        processes = [LimitProcess(), LimitProcess()]
+        for process in processes:
+            running.callback(process.close)
+        steps = options.rounds * (len(systems) * len(CONCURRENCIES) + len(SIZES) + 1)
+        with progress_bar() as bar:
+            task = bar.add_task("measuring", total=steps)
+            for _ in range(options.rounds):
+                for size in SIZES:
+                    limits[size].append(measure_together(processes[:1], size=size, seconds=options.seconds / 2))
+                    bar.advance(task)
+                for concurrency in CONCURRENCIES:
+                    for system in systems:
+                        requests = [
+                            request_bytes(HOST, system.path, body, media_type=FRAME_MEDIA_TYPE) for body in frames
+                        ]
+                        measure(system, requests, concurrency, options.seconds, table[system.name, concurrency])
+                        bar.advance(task)
+                best = max(limits, key=lambda size: statistics.median(limits[size]))
+                limits_two.append(measure_together(processes, size=best, seconds=options.seconds))
+                bar.advance(task)
+    best = max(limits, key=lambda size: statistics.median(limits[size]))
+    _print_table(table, limits, limits_two, best)
+    return report("bench-serving", _figures(table, limits, limits_two, best), BOUNDS)
+
+
+def _start(running: contextlib.ExitStack, logs: Path, *, without_peers: bool) -> list[System]:
+    systems = []
+    # Fractions of a CPU, so that two applications fit the machine: only one of them is ever asked.
+    config = serve_config({"one": 1, "two": 2}, replica_cpus=0.2)
+    ours = running.enter_context(ray_serve("ours", config, log=logs / "ours.log"))
+    for name, app in ((ONE, "one"), (TWO, "two")):
+        ours.wait_until_ready(f"/v1/models/{app}", timeout_s=300)
+        systems.append(
+            System(name=name, address=(HOST, ours.port), path=f"/v1/models/{app}", processes=lambda: processes_of(ours))
+        )
+    if without_peers:
+        return systems
+    batch_config = {
+        "http_options": {"host": HOST, "port": 8000},
+        "logging_config": {"log_level": "WARNING", "enable_access_log": False},
+        "applications": [{"name": "batch", "import_path": "benchmarks.serving.peer_ray_batch:app"}],
+    }
+    defaults = {"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"}
+    ray = running.enter_context(ray_serve("ray", batch_config, log=logs / "ray.log", environment=defaults))
+    ray.wait_until_ready("/-/healthz", timeout_s=120)
+    systems.append(System(name=RAY, address=(HOST, ray.port), path="/", processes=lambda: processes_of(ray)))
+    systems.append(running.enter_context(plain(UVICORN, "benchmarks.serving.peer_uvicorn", log=logs / "uvicorn.log")))
+    folder = litserve_path()
+    if folder is None:
+        print("LitServe cannot be installed here; it is left out", file=sys.stderr)
+        return systems
+    systems.append(
+        running.enter_context(
+            plain(
+                LIT, "benchmarks.serving.peer_litserve", log=logs / "litserve.log", path="/predict", pythonpath=folder
+            )
+        )
+    )
+    return systems
+
+
+def _figures(
+    table: dict[tuple[str, int], Series], limits: dict[int, list[float]], limits_two: list[float], best: int
+) -> dict[str, float]:
+    limit = statistics.median(limits[best])
+    alone_ms = 1000 / statistics.median(limits[1])
+
+    def rate(name: str) -> float:
+        return max(
+            (statistics.median(table[name, c].rates_per_s) for c in CONCURRENCIES if (name, c) in table),
+            default=float("nan"),
+        )
+
+    figures = {
+        "limit_per_s": limit,
+        "limit_batch": best,
+        "limit_two_processes_per_s": statistics.median(limits_two),
+        "alone_in_process_ms": alone_ms,
+        "one_replica_per_s": rate(ONE),
+        "one_replica_over_limit": rate(ONE) / limit,
+        "two_replicas_per_s": rate(TWO),
+        "two_replicas_over_one_process_limit": rate(TWO) / limit,
+        "alone_p50_over_in_process_ms": statistics.median(table[ONE, 1].p50_ms) - alone_ms,
+        "failed_requests": float(sum(series.failed for series in table.values())),
+    }
+    for name, key in ((RAY, "one_replica_over_ray_batch"), (LIT, "one_replica_over_litserve")):
+        if (name, 32) in table:
+            figures[key] = rate(ONE) / rate(name) if rate(name) else float("nan")
+    return figures
+
+
+def _print_table(
+    table: dict[tuple[str, int], Series], limits: dict[int, list[float]], limits_two: list[float], best: int
+) -> None:
+    print("| system | concurrency | requests/s (spread) | p50 ms | p99 ms | CPU ms/request | mean batch |")
+    print("|---|---|---|---|---|---|---|")
+    for size, rates in limits.items():
+        print(
+            f"| in process, 1 thread | batch {size} | {_spread(rates)} | | | {1000 / statistics.median(rates):.2f} | |"
+        )
+    print(f"| two such processes | batch {best} | {_spread(limits_two)} | | | | |")
+    for (name, concurrency), series in sorted(table.items(), key=lambda each: (each[0][1], each[0][0])):
+        batch = statistics.median(series.batch)
+        print(
+            f"| {name} | {concurrency} | {_spread(series.rates_per_s)} | {statistics.median(series.p50_ms):.1f} "
+            f"| {statistics.median(series.p99_ms):.1f} | {statistics.median(series.cpu_ms):.2f} "
+            f"| {'' if np.isnan(batch) else f'{batch:.1f}'} |"
+        )
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.0f} ({min(values):.0f}-{max(values):.0f})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

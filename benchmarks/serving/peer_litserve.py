@@ -1,0 +1,47 @@
+"""Peer: LitServe with batches, as its documentation has them. Knows LitServe and the common tail.
+
+Its HTTP server and its model run in two processes that share a queue.
+`python -m benchmarks.serving.peer_litserve PORT`.
+"""
+
+import sys
+from typing import Annotated, Any
+
+import litserve  # type: ignore[import-not-found]
+from fastapi import Body, Response
+
+
+class TailAPI(litserve.LitAPI):  # type: ignore[misc]
+    """Bodies in, text out."""
+
+    def setup(self, device: str) -> None:
+        from benchmarks.serving.tail import Tail
+
+        self._tail = Tail()
+
+    # Raw bytes pass through to the worker as they are; a Request would be parsed as JSON on the way.
+    def decode_request(self, request: Annotated[bytes, Body()]) -> bytes:
+        return request
+
+    def batch(self, inputs: list[bytes]) -> list[bytes]:
+        return inputs
+
+    def predict(self, batch: list[bytes]) -> list[bytes]:
+        return self._tail.answers(batch)
+
+    def unbatch(self, output: list[bytes]) -> list[bytes]:
+        return output
+
+    def encode_response(self, output: bytes) -> Response:
+        return Response(content=output)
+
+
+def main(port: int) -> None:
+    """Serve until interrupted."""
+    api: Any = TailAPI(max_batch_size=16, batch_timeout=0.005)
+    server = litserve.LitServer(api, accelerator="cpu", devices=1, workers_per_device=1, timeout=30)
+    server.run(host="127.0.0.1", port=port, log_level="warning", generate_client_file=False)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
