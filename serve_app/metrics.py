@@ -233,6 +233,8 @@ class MetricsObserver:
         self._reasons = refusal_names()
         self._info = info
         self._pending = pending
+        # Counters wait here for `sample`: a refusal has to cost next to nothing, and nobody scrapes more often.
+        self._counted: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
 
     def batch_done(self, facts: BatchFacts) -> None:
         """One batch: its sizes and times."""
@@ -253,16 +255,24 @@ class MetricsObserver:
         if facts.bytes_in > 0:
             codec = NONE if facts.codec is None else self._codecs.get(facts.codec, OTHER)
             self._record(RECEIVED_BYTES, facts.bytes_in, {"codec": codec})
-            self._record(REQUEST_BYTES, facts.bytes_in, {"split_point": split_point})
-        if "read" in facts.timings_s:
-            self._record(BODY_SECONDS, facts.timings_s["read"], {"protocol": facts.protocol})
         if facts.status < 400:
+            if facts.bytes_in > 0:
+                self._record(REQUEST_BYTES, facts.bytes_in, {"split_point": split_point})
+            if "read" in facts.timings_s:
+                self._record(BODY_SECONDS, facts.timings_s["read"], {"protocol": facts.protocol})
             self._record(REQUEST_SECONDS, facts.total_s, {"protocol": facts.protocol, "split_point": split_point})
         else:
             self._record(REJECTS, 1, {"reason": facts.error if facts.error in self._reasons else OTHER})
 
+    def flush(self) -> None:
+        """Hand over what was counted."""
+        counted, self._counted = self._counted, {}
+        for (name, labels), value in counted.items():
+            self._instruments[name].record(value, dict(labels))
+
     def sample(self) -> None:
-        """Set the gauges; to be called every few seconds, as the health check is."""
+        """Hand the counters over and set the gauges; to be called every few seconds, as the health check is."""
+        self.flush()
         if self._pending is not None:
             self._record(PENDING, self._pending(), {})
         if self._info is not None:
@@ -271,6 +281,10 @@ class MetricsObserver:
             self._record(MODEL_INFO, 1, labels)
 
     def _record(self, metric: Metric, value: float, labels: dict[str, str]) -> None:
+        if metric.kind == "counter":
+            key = (metric.name, tuple(labels.items()))
+            self._counted[key] = self._counted.get(key, 0.0) + value
+            return
         self._instruments[metric.name].record(value, labels)
 
     def _split_point(self, name: str | None) -> str:

@@ -255,12 +255,13 @@ def tiles(values: NDArray[Any]) -> NDArray[np.uint8]:
     """
     thin = _thinned(values)
     if thin.ndim < 3:
-        return _stretched(thin.reshape(-1, thin.shape[-1])[None])[0]
+        rows: NDArray[np.uint8] = _stretched(thin.reshape(-1, thin.shape[-1])[None])[0]
+        return rows
     channels_CHW = _stretched(thin)
     count, height, width = channels_CHW.shape
     columns = math.ceil(math.sqrt(count * height / width))
-    rows = math.ceil(count / columns)
-    picture = np.zeros((rows * (height + 1) - 1, columns * (width + 1) - 1), np.uint8)
+    lines = math.ceil(count / columns)
+    picture = np.zeros((lines * (height + 1) - 1, columns * (width + 1) - 1), np.uint8)
     for index, channel_HW in enumerate(channels_CHW):
         top, left = index // columns * (height + 1), index % columns * (width + 1)
         picture[top : top + height, left : left + width] = channel_HW

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -30,6 +31,7 @@ from serve_app.tokens import TokenBook
 from split_inference.wire import Prediction
 
 LOG = logging.getLogger(__name__)
+SWITCH_INTERVAL_S = 5e-4
 VERSION = metadata.version("split-inference")
 
 
@@ -50,6 +52,7 @@ class Replica:
         Raises UsageError in one line for what cannot work here.
         """
         self._live = LiveSettings()
+        sys.setswitchinterval(float(os.environ.get("SI_SWITCH", SWITCH_INTERVAL_S)))
         tokens = TokenBook.load(settings.auth, environ=os.environ)
         runner = TailRunner.load(
             settings,

@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 # Parsing sums the checksum of every byte, about a millisecond per megabyte: above this size it leaves the event loop.
 INLINE_PARSE_BYTES = 256 * 1024
-# Of an estimate: what decoding, waking up and sending the answer add to the model's own times. A request whose budget
-# does not hold the estimate and this is refused at once, while its sender still has time for something else.
-WAIT_MARGIN_SHARE = 0.15
-WAIT_MARGIN_S = 0.005
+# Share of accepted requests that are to be answered within their deadline.
+PUNCTUAL_SHARE = 0.99
+# What lies outside of this process, between the sender's clock and ours: nobody here can measure it.
+OUTSIDE_S = 0.01
 
 LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -63,6 +63,32 @@ class Call:
     timings_s: dict[str, float] = field(default_factory=dict)
 
 
+class WaitMargin:
+    """How much longer than estimated an answer may take: a quantile of the past, followed as it changes.
+
+    Each answer that took longer than the estimate and the margin moves the margin up by `step_s`; each other one moves
+    it down, by so much less that the two balance where PUNCTUAL_SHARE of all are within (Robbins and Monro, 1951).
+    Refusals move it down too: otherwise a margin that refuses everybody would never learn that it is too wide.
+    """
+
+    def __init__(self, *, step_s: float = 0.003, most_s: float = 0.15) -> None:
+        self.seconds = 0.005
+        self._step_s = step_s
+        self._most_s = most_s
+
+    def learn(self, *, expected_s: float, took_s: float) -> None:
+        """An answer was expected after `expected_s` and came after `took_s`."""
+        late = took_s > expected_s + self.seconds
+        self._move(PUNCTUAL_SHARE if late else PUNCTUAL_SHARE - 1)
+
+    def refused(self) -> None:
+        """A request was refused for its deadline."""
+        self._move(PUNCTUAL_SHARE - 1)
+
+    def _move(self, change: float) -> None:
+        self.seconds = min(self._most_s, max(0.0, self.seconds + self._step_s * change))
+
+
 class InferenceService:
     """Answers for one model. Raises WireError, and nothing else but faults of our own."""
 
@@ -86,6 +112,7 @@ class InferenceService:
         self.admission = Admission(self.limits, now_s=now_s)
         self._observers = observers or Observers(())
         self._on_predictions = on_predictions
+        self._margin = WaitMargin()
         self._digest_prefix = bytes.fromhex(runner.digest)[:16]
         self._batcher: MicroBatcher[Payload, Any, NDArray[np.float32]] = MicroBatcher(
             runner,
@@ -186,8 +213,10 @@ class InferenceService:
 
     async def _run(self, key: BatchKey, payload: Payload, call: Call, *, as_logits: bool, top_k: int) -> ReplyFrame:
         call.split_point, call.codec = key.split_point, key.codec
-        deadline_s = self._deadline_s(key, call)
+        expected_s, deadline_s = self._expected(key, call)
+        entered_s = self.now_s()
         served = await self._batcher.submit(key, payload, samples=call.samples, deadline_s=deadline_s)
+        self._margin.learn(expected_s=expected_s, took_s=self.now_s() - entered_s)
         call.batch_samples = served.batch_samples
         call.timings_s |= {"queue": served.queue_s, "decode": served.prepare_s, "tail": served.run_s}
         logits_NK = served.result
@@ -204,20 +233,24 @@ class InferenceService:
             logits=logits_NK if as_logits else None,
         )
 
-    def _deadline_s(self, key: BatchKey, call: Call) -> float:
-        """The time after which the answer is worth nothing; DeadlineError where it would come later."""
+    def _expected(self, key: BatchKey, call: Call) -> tuple[float, float]:
+        """Seconds that the answer will take from now, and the time after which it is worth nothing.
+
+        Raises DeadlineError where it would come later: at once, while its sender still has time for something else.
+        """
         if call.budget_ms is None:
-            return math.inf
+            return self._batcher.expected_wait_s(key, samples=call.samples), math.inf
         # The budget began to run when the sender let go of the request; the headers' arrival is the nearest we know.
-        deadline_s = call.started_s + call.budget_ms / 1000
+        deadline_s = call.started_s + call.budget_ms / 1000 - OUTSIDE_S
         wait_s = self._batcher.expected_wait_s(key, samples=call.samples, deadline_s=deadline_s)
-        late_s = self.now_s() + wait_s * (1 + WAIT_MARGIN_SHARE) + WAIT_MARGIN_S - deadline_s
+        late_s = self.now_s() + wait_s + self._margin.seconds - deadline_s
         if late_s > 0:
+            self._margin.refused()
             raise DeadlineError(
                 f"the answer would take {1000 * wait_s:.0f} ms, and the request's budget is {call.budget_ms} ms",
                 retry_after_s=late_s,
             )
-        return deadline_s
+        return wait_s, deadline_s
 
     def _batch_done(self, report: BatchReport) -> None:
         key = report.key

@@ -41,6 +41,11 @@ _KNOWN_NAMES = (
     "float32, float16, u1..u8 (u4c: a range per channel), each with +none, +lz4, +lz4hc or +zstd; jpeg1..jpeg100"
 )
 
+_LARGEST: Final = np.finfo(np.float32).max
+# Halfway between float32's largest number and the next power of two: from here on rounding gives infinity.
+_WIDEST: Final = float(_LARGEST) + 2.0**103
+_BAD_RANGES: Final = "ranges must be finite with low < high, and their width within float32"
+
 # Halfway between float16's largest number and the next power of two: from here on rounding gives infinity.
 _FLOAT16_OVERFLOW: Final = 65_520.0
 
@@ -158,12 +163,17 @@ class EncodedTensor:
             raise ValueError(f"channel axis {self.channel_axis} of {len(self.shape)} axes")
         if self.ranges.ndim != 2 or self.ranges.shape[1] != 2 or self.ranges.dtype != np.float32:
             raise ValueError(f"ranges must be float32 [R, 2], got {self.ranges.dtype} {list(self.ranges.shape)}")
-        if len(self.ranges):
+        if len(self.ranges) == 1:
+            # Nearly every frame; in Python's floats a tenth of the time of NumPy's for two numbers.
+            low, high = self.ranges.tolist()[0]
+            if not 0 < high - low < _WIDEST:
+                raise ValueError(_BAD_RANGES)
+        elif len(self.ranges):
             with np.errstate(over="ignore", invalid="ignore"):
                 width = self.ranges[:, 1] - self.ranges[:, 0]
             # One test for all: NaN fails every comparison, and an infinite end makes an infinite or NaN width.
-            if not (width.min() > 0 and width.max() <= np.finfo(np.float32).max):
-                raise ValueError("ranges must be finite with low < high, and their width within float32")
+            if not (width.min() > 0 and width.max() <= _LARGEST):
+                raise ValueError(_BAD_RANGES)
 
 
 class FeatureCodec:

@@ -22,13 +22,14 @@ class BatchedTail:
 
         self._tail = Tail()
 
-    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.005)
-    async def answers(self, bodies: list[bytes]) -> list[bytes]:
-        return await asyncio.to_thread(self._tail.answers, bodies)
+    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.005)  # type: ignore[untyped-decorator]
+    async def answers(self, bodies: list[bytes]) -> list[tuple[bytes, int]]:
+        return [(answer, len(bodies)) for answer in await asyncio.to_thread(self._tail.answers, bodies)]
 
     async def __call__(self, request: Request) -> Response:
-        answer: Any = await self.answers(await request.body())
-        return Response(answer)
+        both: Any = await self.answers(await request.body())
+        answer, batch_samples = both
+        return Response(answer, headers={"server-timing": f"batch;desc={batch_samples}"})
 
 
 app = BatchedTail.bind()  # type: ignore[attr-defined]

@@ -43,7 +43,7 @@ def request(**changed: Any) -> RequestFacts:
     return RequestFacts(**facts | changed)
 
 
-def refused(error: str = "OverloadedError", *, status: int = 503, **changed: Any) -> RequestFacts:
+def refused(error: str | None = "OverloadedError", *, status: int = 503, **changed: Any) -> RequestFacts:
     """A request that got no answer, before it named a split point."""
     nothing: dict[str, Any] = {"split_point": None, "codec": None, "samples": 0, "bytes_in": 0, "timings_s": {}}
     return request(**nothing | {"error": error, "status": status} | changed)

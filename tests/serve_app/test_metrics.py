@@ -28,6 +28,7 @@ class Kept:
 
     def __init__(self):
         self.values = {}
+        self.flush = lambda: None
 
     def make(self, metric):
         values = self.values.setdefault(metric.name.removeprefix(PREFIX), [])
@@ -42,6 +43,7 @@ class Kept:
         return Instrument()
 
     def __getitem__(self, name):
+        self.flush()
         return self.values[name]
 
 
@@ -53,13 +55,15 @@ def kept():
 @pytest.fixture
 def observer(kept):
     split_points, codecs = card_names(CARD)
-    return MetricsObserver(
+    made = MetricsObserver(
         kept.make,
         split_points=split_points,
         codecs=codecs,
         info=ModelInfo(model="tiny", digest="ab" * 32, version="0.1.0"),
         pending=lambda: 7,
     )
+    kept.flush = made.flush
+    return made
 
 
 def test_names_are_unique_and_every_metric_can_be_seen(kept, observer):

@@ -1,0 +1,119 @@
+"""What happens above the capacity: twice the requests that can be answered, and a thousand bodies that never end.
+
+One replica of the common tail. The capacity is measured in the same run, in the closed loop; then come Poisson arrivals
+at twice that rate, each with a deadline, and then 1,000 connections that send half a body each while honest requests
+go on. Figures are of the generator's own clock, from the moment at which each request was meant to be sent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.serving.half_sent import allow_open_files, half_sent
+from benchmarks.serving.http_load import closed_loop, request_bytes
+from benchmarks.serving.open_loop import OpenLoopProcess, OpenLoopResult
+from benchmarks.serving.process_stats import ProcessUse
+from benchmarks.serving.systems import processes_of, ray_serve
+from benchmarks.serving.tail import bodies, serve_config
+from edge_sim.server_process import HOST
+from split_inference.figures import Bound, report
+from split_inference.wire import FRAME_MEDIA_TYPE
+
+DEADLINE_MS = 250
+HALF_SENT = 1000
+# Of the capacity: what an honest fleet asks for while somebody else misbehaves.
+HONEST_SHARE = 0.6
+BOUNDS: dict[str, Bound] = {
+    "overload_goodput_over_capacity": (">=", 0.9),
+    "overload_rejects_p99_ms": ("<", 50.0),
+    "overload_accepted_p99_ms": ("<=", DEADLINE_MS),
+    "overload_rss_growth_share": ("<", 0.03),
+    "overload_other_failures": ("<=", 0.0),
+    "half_sent_honest_share_after_3_s": (">=", 0.9),
+}
+
+
+def main() -> int:
+    """Measure and hold the bounds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of overload")
+    options = parser.parse_args()
+    logs = Path("runs/bench-overload")
+    logs.mkdir(parents=True, exist_ok=True)
+    frames = bodies()
+    with ray_serve("ours", serve_config({"one": 1}, replica_cpus=1), log=logs / "ours.log") as server:
+        server.wait_until_ready("/v1/models/one", timeout_s=300)
+        address, path = (HOST, server.port), "/v1/models/one"
+        requests = [request_bytes(HOST, path, body, media_type=FRAME_MEDIA_TYPE) for body in frames]
+        print("measuring the capacity ...", file=sys.stderr)
+        closed_loop(address, requests, concurrency=32, seconds=2)
+        capacity = closed_loop(address, requests, concurrency=32, seconds=8).rate_per_s()
+        print(f"{capacity:.0f} requests/s; now twice as many for {options.seconds:g} s ...", file=sys.stderr)
+        load = OpenLoopProcess(
+            address, path, frames, rate_per_s=2 * capacity, seconds=options.seconds, deadline_ms=DEADLINE_MS, seed=1
+        )
+        growth = _growth(server, seconds=options.seconds)
+        overload = load.result()
+        print("half-sent bodies ...", file=sys.stderr)
+        honest_rate = HONEST_SHARE * capacity
+        load = OpenLoopProcess(address, path, frames, rate_per_s=honest_rate, seconds=15, deadline_ms=1000, seed=2)
+        # The generator needs a second or two to begin.
+        time.sleep(6)
+        allow_open_files(HALF_SENT + 200)
+        with half_sent(address, requests, connections=HALF_SENT) as held:
+            honest = load.result()
+            summary = held.summary()
+        print(summary)
+    _print_seconds("overload", overload)
+    _print_seconds("half-sent", honest)
+    return report("bench-overload", _figures(capacity, overload, growth, honest, honest_rate), BOUNDS)
+
+
+def _growth(server: object, *, seconds: float) -> float:
+    """How much the replica grows between the tenth second and the last but one."""
+    time.sleep(min(10.0, seconds / 3))
+    before = _replica_bytes(processes_of(server))  # type: ignore[arg-type]
+    time.sleep(max(0.0, seconds - min(10.0, seconds / 3) - 1))
+    return _replica_bytes(processes_of(server)) / before - 1  # type: ignore[arg-type]
+
+
+def _replica_bytes(uses: dict[int, ProcessUse]) -> int:
+    return sum(use.resident_bytes for use in uses.values() if "ServeReplica" in use.name)
+
+
+def _figures(
+    capacity: float, overload: OpenLoopResult, growth: float, honest: OpenLoopResult, honest_rate: float
+) -> dict[str, float]:
+    total = overload.total
+    # The worst run of seconds that begins three seconds after the first one that suffered.
+    shares = [second.ok / max(1, second.meant) for second in honest.per_second]
+    suffered = next((index for index, share in enumerate(shares) if share < 0.9), None)
+    after = shares[suffered + 3 :] if suffered is not None else shares
+    return {
+        "capacity_per_s": capacity,
+        "overload_rate_per_s": overload.rate_per_s,
+        "overload_goodput_per_s": overload.goodput_per_s,
+        "overload_goodput_over_capacity": overload.goodput_per_s / capacity,
+        "overload_rejected_share": total.rejected / max(1, total.meant),
+        "overload_rejects_p99_ms": overload.rejected_p99_ms,
+        "overload_accepted_p50_ms": overload.ok_p50_ms,
+        "overload_accepted_p99_ms": overload.ok_p99_ms,
+        "overload_other_failures": float(total.failed),
+        "overload_generator_late_share": overload.late / max(1, total.meant),
+        "overload_rss_growth_share": growth,
+        "half_sent_honest_rate_per_s": honest_rate,
+        "half_sent_worst_second_share": min(shares),
+        "half_sent_honest_share_after_3_s": min(after) if after else float("nan"),
+    }
+
+
+def _print_seconds(name: str, result: OpenLoopResult) -> None:
+    print(f"{name}: answered in time / meant, by second")
+    print(" ".join(f"{second.ok}/{second.meant}" for second in result.per_second))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
