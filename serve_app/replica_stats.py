@@ -9,17 +9,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+
+from serve_app.autoscaling_policy import BUSY_SHARE, QUEUE_DELAY
+from serve_app.observer import BatchFacts, RequestFacts
 
 WINDOW_S = 2.0
 """Short enough to follow a burst, long enough to hold many batches."""
-
-
-class _Batch(Protocol):
-    @property
-    def queue_delays_s(self) -> tuple[float, ...]: ...
-    @property
-    def tail_s(self) -> float: ...
+# The best time of a sample is forgotten by a thousandth with each batch, so that a slower machine is noticed.
+_FORGETTING = 1.001
 
 
 class ReplicaStats:
@@ -30,33 +27,39 @@ class ReplicaStats:
         self._now_s = now_s
         self._started_s = now_s()
         self._lock = threading.Lock()
-        self._batches: deque[tuple[float, float, float, int]] = deque()
+        self._batches: deque[tuple[float, BatchFacts]] = deque()
+        self._best_s: dict[str, float] = {}
 
-    def batch_done(self, facts: _Batch) -> None:
+    def batch_done(self, facts: BatchFacts) -> None:
         """A batch ran until now."""
         with self._lock:
             now_s = self._now_s()
-            delays = facts.queue_delays_s
-            self._batches.append((now_s, facts.tail_s, sum(delays), len(delays)))
+            self._batches.append((now_s, facts))
+            per_sample_s = facts.tail_s / max(1, facts.samples)
+            best_s = self._best_s.get(facts.split_point, per_sample_s)
+            self._best_s[facts.split_point] = min(best_s * _FORGETTING, per_sample_s)
             self._forget(now_s)
 
-    def request_done(self, facts: object) -> None:
+    def request_done(self, facts: RequestFacts) -> None:
         """Nothing: refusals are no work."""
 
     def record(self) -> dict[str, float]:
-        """`queue_delay_s`: mean of the requests that ran; `busy_share`: of the window, 0..1; `window_s`: how long
-        both were looked at, 0 at the start."""
+        """`queue_delay_s`: mean wait of the requests that ran. `busy_share`: 0..1, of the model's time that their
+        samples need in full batches.
+
+        In full batches, because a single client that always waits for its answer keeps the model busy with batches of
+        one, which is no reason for a second replica.
+        """
         with self._lock:
             now_s = self._now_s()
             self._forget(now_s)
             window_s = min(self._window_s, now_s - self._started_s)
-            requests = sum(count for *_, count in self._batches)
-            delay_s = sum(delays_s for _, _, delays_s, _ in self._batches) / requests if requests else 0.0
-            since_s = now_s - window_s
-            # Of a batch that began before the window only the part inside it.
-            busy_s = sum(min(tail_s, ended_s - since_s) for ended_s, tail_s, _, _ in self._batches)
-        share = min(1.0, busy_s / window_s) if window_s > 0 else 0.0
-        return {"queue_delay_s": delay_s, "busy_share": share, "window_s": window_s}
+            delays_s = [delay_s for _, facts in self._batches for delay_s in facts.queue_delays_s]
+            needed_s = sum(facts.samples * self._best_s[facts.split_point] for _, facts in self._batches)
+        return {
+            QUEUE_DELAY: sum(delays_s) / len(delays_s) if delays_s else 0.0,
+            BUSY_SHARE: min(1.0, needed_s / window_s) if window_s > 0 else 0.0,
+        }
 
     def _forget(self, now_s: float) -> None:
         while self._batches and self._batches[0][0] < now_s - self._window_s:
