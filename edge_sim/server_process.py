@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import importlib.util
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -77,6 +78,7 @@ class ServerProcess:
         self.url = f"http://{HOST}:{self.port}"
         self._command = list(command) if command is not None else _serve_run()
         self._environment = dict(environment or {})
+        self._started_with: dict[str, str] = {}
         self._ours = OwnProcesses()
         self._child: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
@@ -108,10 +110,12 @@ class ServerProcess:
         self._folder = Path(tempfile.mkdtemp(prefix="si-", dir=parent))
         config = self._folder / "config.yaml"
         config.write_text(yaml.safe_dump(dict(self.config), sort_keys=False), encoding="utf-8")
+        own = serve_environment(self._folder)
+        self._started_with = {**os.environ, **own, **self._environment, **self._ours.environment}
         with log.open("wb") as output:
             self._child = subprocess.Popen(
                 [*self._command, str(config)],
-                env={**os.environ, **serve_environment(self._folder), **self._environment, **self._ours.environment},
+                env=self._started_with,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -134,6 +138,30 @@ class ServerProcess:
             if time.monotonic() >= deadline_s:
                 raise ServerError(f"the server did not answer {path} within {timeout_s:.0f} s: {self._last_words()}")
             time.sleep(_POLL_S)
+
+    def deploy(self, content: Mapping[str, Any], *, timeout_s: float = 60) -> None:
+        """What `serve deploy` does: the running server takes these applications instead. ServerError where it does not.
+
+        Returns when the server has taken the order, not when all new replicas run.
+        """
+        assert self._folder is not None
+        assert self._log is not None
+        found = re.findall(rb"https?://[0-9.]+:[0-9]+", _escapes_removed(self._log.read_bytes()))
+        if not found:
+            raise ServerError("the server has not said where its dashboard is; deploying goes through that")
+        options = {**content.get("http_options", {}), "host": HOST, "port": self.port}
+        file = self._folder / "deployed.yaml"
+        file.write_text(yaml.safe_dump({**content, "http_options": options}, sort_keys=False), encoding="utf-8")
+        command = [sys.executable, "-m", "ray.serve.scripts", "deploy", "-a", found[0].decode(), str(file)]
+        try:
+            result = subprocess.run(
+                command, env=self._started_with, capture_output=True, text=True, timeout=timeout_s, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise ServerError(f"serve deploy took over {timeout_s:g} s") from None
+        if result.returncode != 0:
+            lines = (result.stderr or result.stdout).strip().splitlines() or ["no reason given"]
+            raise ServerError(f"serve deploy failed: {lines[-1]}")
 
     def leftover(self) -> list[int]:
         """Process ids of what still runs of all that was started here."""
@@ -203,6 +231,10 @@ class ServerProcess:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         words = " / ".join("".join(c for c in line if c.isprintable()) for line in lines[-_SHOWN_LINES:])
         return f"{words[-600:] or 'it said nothing'} (all of it in {self._log})"
+
+
+def _escapes_removed(text: bytes) -> bytes:
+    return re.sub(rb"\x1b\[[0-9;]*m", b"", text)
 
 
 def read_serve_config(config: Path) -> dict[str, Any]:

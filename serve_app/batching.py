@@ -154,11 +154,12 @@ class BatchQueue:
         """When the item that waits longest came; None where none waits."""
         return min((item.entered_s for item in self if not item.cancelled), default=None)
 
-    def take(self, *, now_s: float, max_samples: int) -> Taken:
-        """The next batch: around the most urgent item, filled with the next urgent ones of its key.
+    def take(self, *, starts_s: float, max_samples: int) -> Taken:
+        """The next batch, which will start at `starts_s`: around the most urgent item, filled with the next urgent
+        ones of its key.
 
-        An item of more than `max_samples` rows runs alone. Items that would end after their deadline are given back
-        as expired: running them helps nobody and makes those behind them late too.
+        An item of more than `max_samples` rows runs alone. Items whose batch would end after their deadline are given
+        back as expired: running them helps nobody and makes those behind them late too.
         """
         batch: list[Item] = []
         expired: list[Item] = []
@@ -166,11 +167,12 @@ class BatchQueue:
         first = self.most_urgent()
         while first is not None:
             queue = self._queues[first.key]
+            ends_s = starts_s + self._cost.batch_s(first.key, min(queue.samples, max(max_samples, first.samples)))
             while queue.heap:
                 item = queue.heap[0][2]
                 if item.cancelled:
                     self._pop(queue)
-                elif now_s + self._cost.batch_s(item.key, item.samples) > item.deadline_s:
+                elif ends_s > item.deadline_s:
                     expired.append(self._pop(queue))
                 elif batch and rows + item.samples > max_samples:
                     break

@@ -142,11 +142,15 @@ class MicroBatcher(Generic[PayloadT, StagedT, ResultT]):
         """Seconds until an item that came now would be answered: what is in flight, what is more urgent, and itself."""
         now_s = self._now_s()
         item = Item(key=key, samples=samples, entered_s=now_s, deadline_s=deadline_s)
-        in_flight_s = 0.0
+        return self._in_flight_s(now_s) + self._queue.work_before_s(item, max_samples=self.settings.max_batch_samples)
+
+    def _in_flight_s(self, now_s: float) -> float:
+        """Seconds until the model is free again."""
+        left_s = 0.0
         for flight in self._flights:
             done_s = 0.0 if flight.run_began_s is None else now_s - flight.run_began_s
-            in_flight_s += max(0.0, flight.expected_s - done_s)
-        return in_flight_s + self._queue.work_before_s(item, max_samples=self.settings.max_batch_samples)
+            left_s += max(0.0, flight.expected_s - done_s)
+        return left_s
 
     async def submit(
         self, key: Hashable, payload: PayloadT, *, samples: int = 1, deadline_s: float = math.inf
@@ -202,7 +206,9 @@ class MicroBatcher(Generic[PayloadT, StagedT, ResultT]):
             now_s = self._now_s()
             if not full and not self._lingered(now_s):
                 return
-            taken = self._queue.take(now_s=now_s, max_samples=self.settings.max_batch_samples)
+            taken = self._queue.take(
+                starts_s=now_s + self._in_flight_s(now_s), max_samples=self.settings.max_batch_samples
+            )
             for item in taken.expired:
                 _fail(item, DeadlineError("the answer would come after the request's deadline; it was not computed"))
             if taken.batch:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 INLINE_PARSE_BYTES = 256 * 1024
 # Share of accepted requests that are to be answered within their deadline.
 PUNCTUAL_SHARE = 0.99
+# Long waits are made of many batches, any of which may be slow.
+CAUTION = 1.15
 # What lies outside of this process, between the sender's clock and ours: nobody here can measure it.
 OUTSIDE_S = 0.01
 
@@ -243,7 +245,7 @@ class InferenceService:
         # The budget began to run when the sender let go of the request; the headers' arrival is the nearest we know.
         deadline_s = call.started_s + call.budget_ms / 1000 - OUTSIDE_S
         wait_s = self._batcher.expected_wait_s(key, samples=call.samples, deadline_s=deadline_s)
-        late_s = self.now_s() + wait_s + self._margin.seconds - deadline_s
+        late_s = self.now_s() + wait_s * CAUTION + self._margin.seconds - deadline_s
         if late_s > 0:
             self._margin.refused()
             raise DeadlineError(

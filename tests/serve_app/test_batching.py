@@ -24,20 +24,20 @@ def queue_of(*items, cost=None):
 def test_the_most_urgent_key_leaves_first_and_keys_are_never_mixed():
     late, urgent, same_key = item("a", deadline_s=9), item("b", deadline_s=0.2), item("b", deadline_s=0.5)
     queue = queue_of(late, urgent, same_key)
-    assert queue.take(now_s=0, max_samples=8).batch == [urgent, same_key]
-    assert queue.take(now_s=0, max_samples=8).batch == [late]
+    assert queue.take(starts_s=0, max_samples=8).batch == [urgent, same_key]
+    assert queue.take(starts_s=0, max_samples=8).batch == [late]
     assert len(queue) == 0
 
 
 def test_equal_urgency_leaves_in_the_order_of_arrival():
     items = [item() for _ in range(5)]
-    assert queue_of(*items).take(now_s=0, max_samples=3).batch == items[:3]
+    assert queue_of(*items).take(starts_s=0, max_samples=3).batch == items[:3]
 
 
 def test_an_item_without_a_deadline_is_not_kept_waiting_for_ever():
     patient = item("a", entered_s=0.0)
     queue = queue_of(patient, *[item("b", entered_s=t, deadline_s=t + 0.3) for t in (0.5, 1.0, 1.5)])
-    taken = [queue.take(now_s=0, max_samples=1).batch[0] for _ in range(4)]
+    taken = [queue.take(starts_s=0, max_samples=1).batch[0] for _ in range(4)]
     assert taken.index(patient) == 1
 
 
@@ -46,15 +46,24 @@ def test_what_would_end_after_its_deadline_is_not_run():
     for size in (1, 2, 4):
         cost.learn("a", size, 0.1)
     hopeless, possible = item(deadline_s=1.05), item(deadline_s=1.2)
-    taken = queue_of(hopeless, possible, cost=cost).take(now_s=1.0, max_samples=8)
+    taken = queue_of(hopeless, possible, cost=cost).take(starts_s=1.0, max_samples=8)
     assert (taken.expired, taken.batch) == ([hopeless], [possible])
+
+
+def test_a_deadline_is_held_against_the_end_of_the_whole_batch():
+    cost = CostModel()
+    cost.learn("a", 1, 0.01)
+    cost.learn("a", 8, 0.08)
+    items = [item(deadline_s=1.05)] + [item(deadline_s=1.2) for _ in range(7)]
+    taken = queue_of(*items, cost=cost).take(starts_s=1.0, max_samples=8)
+    assert (taken.expired, taken.batch) == (items[:1], items[1:])
 
 
 def test_when_a_whole_key_has_expired_another_one_runs():
     cost = CostModel()
     cost.learn("a", 1, 1.0)
     dead, alive = item("a", deadline_s=0.5), item("b")
-    taken = queue_of(dead, alive, cost=cost).take(now_s=0, max_samples=8)
+    taken = queue_of(dead, alive, cost=cost).take(starts_s=0, max_samples=8)
     assert (taken.expired, taken.batch) == ([dead], [alive])
 
 
@@ -63,14 +72,14 @@ def test_cancelled_items_are_forgotten():
     queue = queue_of(gone, stays)
     gone.cancelled = True
     assert queue.most_urgent() is stays
-    assert queue.take(now_s=0, max_samples=8).batch == [stays]
+    assert queue.take(starts_s=0, max_samples=8).batch == [stays]
 
 
 def test_a_large_item_runs_alone():
     large, small = item(samples=40, deadline_s=0.1), item(deadline_s=0.2)
     queue = queue_of(large, small)
-    assert queue.take(now_s=0, max_samples=16).batch == [large]
-    assert queue.take(now_s=0, max_samples=16).batch == [small]
+    assert queue.take(starts_s=0, max_samples=16).batch == [large]
+    assert queue.take(starts_s=0, max_samples=16).batch == [small]
 
 
 items_strategy = st.lists(
@@ -86,7 +95,7 @@ def test_every_item_leaves_exactly_once_and_no_batch_is_too_large_or_mixed(rows,
         each.cancelled = row[4]
     left = []
     while queue.most_urgent() is not None:
-        taken = queue.take(now_s=2.5, max_samples=max_samples)
+        taken = queue.take(starts_s=2.5, max_samples=max_samples)
         assert len({each.key for each in taken.batch}) <= 1
         assert taken.samples <= max_samples or len(taken.batch) == 1
         assert all(each.deadline_s < 2.5 for each in taken.expired)
