@@ -19,6 +19,7 @@ import torch
 
 from serve_app.batching import CostModel
 from serve_app.compile_command import compile_for
+from serve_app.grpc_front import GrpcFront
 from serve_app.ingress import Ingress
 from serve_app.json_logs import RequestLog
 from serve_app.metrics import Instrument, Metric, MetricsObserver, ModelInfo, card_names, codec_family
@@ -94,6 +95,7 @@ class Replica:
             log=log,
         )
         self.ingress = Ingress(self.service, tokens=tokens, log=log)
+        self.grpc = GrpcFront(self.service, tokens=tokens, log=log)
         # The modules and graphs that live for ever are a million objects: looking through them for garbage held
         # everything up for 0.3 s (measured). Frozen, they are never looked at again.
         gc.collect()

@@ -10,6 +10,7 @@ import logging
 import os
 from typing import Any
 
+import grpc
 import ray
 from ray import serve
 from starlette.requests import Request
@@ -38,6 +39,18 @@ class TailReplica:
 
     async def __call__(self, request: Request) -> Response:
         return await self._replica.ingress.answer(request)
+
+    async def Infer(self, request: Any, grpc_context: Any) -> Any:
+        outcome = await self._replica.grpc.infer(request, grpc_context.invocation_metadata())
+        if outcome.code != "OK":
+            grpc_context.set_code(grpc.StatusCode[outcome.code])
+            grpc_context.set_details(f"{outcome.reply.error}: {outcome.reply.reason}")
+        grpc_context.set_trailing_metadata(list(outcome.trailing))
+        return outcome.reply
+
+    async def Stream(self, requests: Any, grpc_context: Any) -> Any:
+        async for reply in self._replica.grpc.stream(requests, grpc_context.invocation_metadata()):
+            yield reply
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         self._replica.reconfigure(user_config)

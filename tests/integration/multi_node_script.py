@@ -42,7 +42,7 @@ class StandIn:
         self._board = board
 
     async def __call__(self) -> str:
-        return ray.get_runtime_context().get_node_id()
+        return str(ray.get_runtime_context().get_node_id())
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         load: dict[str, float] = await self._board.read.remote()
@@ -154,7 +154,7 @@ def main() -> int:
             cluster.add_node(num_cpus=2, num_gpus=1)
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[2])})
-        board = Board.remote()
+        board = Board.remote()  # type: ignore[attr-defined]
         found = {"packed": packed(board), "scaled": scaled(board), "cold": cold(board)}
         print(json.dumps(found), flush=True)
     finally:

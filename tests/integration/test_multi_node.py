@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -43,7 +44,7 @@ def found(tmp_path_factory):
             output, _ = process.communicate(timeout=170)
         finally:
             process.kill()
-            ours.signal_all(9)
+            ours.signal_all(signal.SIGKILL)
             ours.hold_session(None)
     lines = [line for line in output.splitlines() if line.startswith("{")]
     assert lines, log.read_text()[-2000:]

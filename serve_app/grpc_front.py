@@ -1,0 +1,178 @@
+"""Frames over gRPC: one request and one answer, or a stream of them from a gateway that forwards many devices.
+
+Knows the messages of split_inference/grpc/inference.proto and the inference service. Knows no Ray and no server:
+metadata come as pairs, statuses go out as gRPC's names, and whoever serves maps them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass
+
+from serve_app.ingress import DEFAULT_TOP_K, MAX_BUDGET_MS, MAX_TOP_K, RETRIABLE_STATUSES, RETRY_AFTER_S, status_of
+from serve_app.request_context import request_id_of, trace_context
+from serve_app.service import Call, InferenceService
+from serve_app.tokens import Client, TokenBook
+from split_inference.errors import MalformedInputError, TooLargeError, WireError
+from split_inference.grpc.inference_pb2 import FrameReply, FrameRequest
+from split_inference.wire import encode_reply
+
+# By the status that the same refusal has over HTTP; gRPC's names.
+CODE_OF: Mapping[int, str] = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    404: "NOT_FOUND",
+    408: "DEADLINE_EXCEEDED",
+    409: "FAILED_PRECONDITION",
+    413: "OUT_OF_RANGE",
+    415: "INVALID_ARGUMENT",
+    422: "INVALID_ARGUMENT",
+    429: "RESOURCE_EXHAUSTED",
+    500: "INTERNAL",
+    503: "UNAVAILABLE",
+}
+# Frames of one stream that wait or run: a gateway that sends faster is read no further, and its own sending blocks.
+MAX_IN_FLIGHT = 32
+
+LOG = logging.getLogger(__name__)
+Metadata = Iterable[tuple[str, str | bytes]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """A reply, and what gRPC says of it where it is the only one of its call."""
+
+    reply: FrameReply
+    code: str
+    """OK, or one of CODE_OF."""
+    trailing: tuple[tuple[str, str], ...] = ()
+
+
+class GrpcFront:
+    """Answers one model's frames; what HTTP has in headers is in the metadata or in the message."""
+
+    def __init__(
+        self, service: InferenceService, *, tokens: TokenBook | None = None, log: logging.Logger = LOG
+    ) -> None:
+        self._service = service
+        self._tokens = tokens or TokenBook(None)
+        self._log = log
+
+    async def infer(self, request: FrameRequest, metadata: Metadata = ()) -> Outcome:
+        """The answer to one frame; never raises but when it is cancelled."""
+        return await self._answer(request, _texts(metadata))
+
+    async def stream(
+        self, requests: AsyncIterator[FrameRequest], metadata: Metadata = ()
+    ) -> AsyncGenerator[FrameReply]:
+        """Answers as they come, each with its request's sequence number; a bad frame ends nothing but itself.
+
+        At most MAX_IN_FLIGHT are under way. When the stream is given up, so is all that waits for it.
+        """
+        texts = _texts(metadata)
+        done: asyncio.Queue[FrameReply | None] = asyncio.Queue()
+        room = asyncio.Semaphore(MAX_IN_FLIGHT)
+        running: set[asyncio.Task[None]] = set()
+
+        async def answer(request: FrameRequest) -> None:
+            try:
+                outcome = await self._answer(request, texts)
+                done.put_nowait(outcome.reply)
+            finally:
+                room.release()
+
+        async def read() -> None:
+            try:
+                async for request in requests:
+                    await room.acquire()
+                    task = asyncio.create_task(answer(request))
+                    running.add(task)
+                    task.add_done_callback(running.discard)
+                if running:
+                    await asyncio.wait(set(running))
+            finally:
+                done.put_nowait(None)
+
+        reader = asyncio.create_task(read())
+        try:
+            while (reply := await done.get()) is not None:
+                yield reply
+        finally:
+            reader.cancel()
+            for task in set(running):
+                task.cancel()
+
+    async def _answer(self, request: FrameRequest, texts: Mapping[str, str]) -> Outcome:
+        trace = trace_context([texts["traceparent"]] if "traceparent" in texts else [])
+        call = Call(
+            protocol="grpc",
+            started_s=self._service.now_s(),
+            request_id=request_id_of(request.request_id or texts.get("x-request-id")),
+            trace_parent=trace.child().trace_parent if trace else None,
+        )
+        try:
+            reply = await self._reply(request, call, self._tokens.client_of(texts.get("authorization")))
+            outcome = Outcome(
+                reply=FrameReply(reply=reply, sequence=request.sequence, status=200, request_id=call.request_id),
+                code="OK",
+            )
+        except WireError as error:
+            outcome = _refused(error, request, call)
+        except Exception:
+            self._log.exception("a request failed")
+            outcome = _outcome(
+                500, "InternalError", "the server failed on this request; its log says why", 0, request, call
+            )
+        self._service.finish(call, status=outcome.reply.status, error=outcome.reply.error or None)
+        return outcome
+
+    async def _reply(self, request: FrameRequest, call: Call, client: Client) -> bytes:
+        call.client = client.name
+        if request.top_k > MAX_TOP_K:
+            raise MalformedInputError(f"top_k is a number from 1 to {MAX_TOP_K}, got {request.top_k}")
+        if request.deadline_ms:
+            call.budget_ms = min(request.deadline_ms, MAX_BUDGET_MS)
+        frame, limit = request.frame, self._service.limits.max_frame_bytes
+        if len(frame) > limit:
+            raise TooLargeError(f"the frame has {len(frame)} bytes; at most {limit} are taken here")
+        with self._service.enter(client, body_bytes=len(frame)):
+            reply = await self._service.answer_frame(
+                frame, call, as_logits=request.logits, top_k=request.top_k or DEFAULT_TOP_K
+            )
+        return encode_reply(reply)
+
+
+def _refused(error: WireError, request: FrameRequest, call: Call) -> Outcome:
+    status = status_of(error)
+    wait_s = getattr(error, "retry_after_s", RETRY_AFTER_S) if status in RETRIABLE_STATUSES else 0.0
+    reason = " ".join(str(error).split())
+    return _outcome(status, type(error).__name__, reason, max(1, round(1000 * wait_s)) if wait_s else 0, request, call)
+
+
+def _outcome(status: int, error: str, reason: str, retry_ms: int, request: FrameRequest, call: Call) -> Outcome:
+    trailing = [("x-error", error), ("x-request-id", call.request_id)]
+    if retry_ms:
+        trailing.append(("x-retry-after-ms", str(retry_ms)))
+    return Outcome(
+        reply=FrameReply(
+            sequence=request.sequence,
+            status=status,
+            error=error,
+            reason=reason,
+            retry_after_ms=retry_ms,
+            request_id=call.request_id,
+        ),
+        code=CODE_OF.get(status, "UNKNOWN"),
+        trailing=tuple(trailing),
+    )
+
+
+def _texts(metadata: Metadata) -> dict[str, str]:
+    """Metadata by name; of a name that comes twice the first."""
+    texts: dict[str, str] = {}
+    for name, value in metadata:
+        if isinstance(value, str):
+            texts.setdefault(name.lower(), value)
+    return texts

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from serve_app.grpc_front import CODE_OF, MAX_IN_FLIGHT, GrpcFront
+from serve_app.ingress import STATUS_OF
+from serve_app.service import InferenceService
+from serve_app.settings import Limits
+from serve_app.tokens import TokenBook, entry_line, new_token, parse_entries
+from split_inference.grpc.inference_pb2 import FrameRequest
+from split_inference.wire import decode_reply
+from tests.serve_app.helpers import TinyRunner, frame_of, one_hot_features
+
+OTHER_DIGEST = frame_of(one_hot_features(0), digest="cd" * 32)
+OTHER_PLACE = frame_of(one_hot_features(0), split_point="other")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def front_of(runner=None, *, tokens=None, **options):
+    return GrpcFront(InferenceService(runner or TinyRunner(), **options), tokens=tokens)
+
+
+def request(label=1, **options):
+    return FrameRequest(frame=frame_of(one_hot_features(label)), **options)
+
+
+def infer(message, *, metadata=(), **options):
+    return asyncio.run(front_of(**options).infer(message, metadata))
+
+
+def test_generated_code_is_what_the_proto_gives():
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "generate_grpc.py"), "--check"], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_every_status_has_a_code():
+    assert {*STATUS_OF.values(), 500} == set(CODE_OF)
+
+
+def test_an_answer_is_the_frame_that_http_gives():
+    outcome = infer(request(2, sequence=7, request_id="abc"))
+    assert (outcome.code, outcome.reply.status, outcome.reply.sequence, outcome.reply.request_id) == (
+        "OK",
+        200,
+        7,
+        "abc",
+    )
+    reply = decode_reply(outcome.reply.reply)
+    assert reply.predictions is not None
+    assert reply.predictions[0][0].label == "frog"
+    logits = decode_reply(infer(request(2, logits=True)).reply.reply).logits
+    assert logits is not None
+    assert logits.argmax() == 2
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "error"),
+    [
+        (FrameRequest(frame=b"nonsense"), "INVALID_ARGUMENT", "MalformedFrameError"),
+        (FrameRequest(), "INVALID_ARGUMENT", "MalformedFrameError"),
+        (
+            FrameRequest(frame=frame_of(one_hot_features(0), digest="cd" * 32)),
+            "FAILED_PRECONDITION",
+            "DigestMismatchError",
+        ),
+        (FrameRequest(frame=frame_of(one_hot_features(0), split_point="other")), "NOT_FOUND", "UnknownSplitPointError"),
+        (request(top_k=101), "INVALID_ARGUMENT", "MalformedInputError"),
+        (FrameRequest(frame=b"x" * 2000), "OUT_OF_RANGE", "TooLargeError"),
+    ],
+)
+def test_refusals_say_what_http_says(message, code, error):
+    outcome = infer(message, limits=Limits(max_frame_bytes=1024))
+    assert (outcome.code, outcome.reply.error, outcome.reply.reply) == (code, error, b"")
+    assert ("x-error", error) in outcome.trailing
+    assert outcome.reply.reason
+
+
+def test_tokens_are_asked_for():
+    token = new_token()
+    tokens = TokenBook(parse_entries(entry_line("gateway", token), where="test"))
+    assert infer(request(), tokens=tokens).code == "UNAUTHENTICATED"
+    assert infer(request(), tokens=tokens, metadata=[("Authorization", f"Bearer {token}")]).code == "OK"
+
+
+def test_a_deadline_that_cannot_be_met_is_unavailable_and_says_when_to_come_again():
+    outcome = infer(request(deadline_ms=1), limits=Limits())
+    assert (outcome.code, outcome.reply.status, outcome.reply.error) == ("UNAVAILABLE", 503, "DeadlineError")
+    assert outcome.reply.retry_after_ms >= 1
+    assert ("x-retry-after-ms", str(outcome.reply.retry_after_ms)) in outcome.trailing
+
+
+def test_a_fault_of_ours_says_no_details(caplog):
+    def fail():
+        raise RuntimeError("secret path")
+
+    outcome = infer(request(), runner=TinyRunner(on_run=fail))
+    assert (outcome.code, outcome.reply.error) == ("INTERNAL", "InternalError")
+    assert "secret" not in outcome.reply.reason
+
+
+async def listed(messages):
+    for message in messages:
+        yield message
+
+
+def test_a_stream_answers_everything_by_its_number_and_a_bad_frame_fails_alone():
+    messages = [request(number % 3, sequence=number) for number in range(40)]
+    messages[5] = FrameRequest(frame=b"bad", sequence=5)
+
+    async def play():
+        return [reply async for reply in front_of().stream(listed(messages))]
+
+    replies = {reply.sequence: reply for reply in asyncio.run(play())}
+    assert sorted(replies) == list(range(40))
+    assert replies[5].error == "MalformedFrameError"
+    for number in set(range(40)) - {5}:
+        predictions = decode_reply(replies[number].reply).predictions
+        assert predictions is not None
+        assert predictions[0][0].index == number % 3
+
+
+def test_a_stream_holds_no_more_than_its_window_and_gives_its_places_back_when_given_up():
+    gate = threading.Event()
+
+    def hold() -> None:
+        gate.wait(10)
+
+    runner = TinyRunner(on_run=hold)
+    read: list[int] = []
+
+    async def endless():
+        number = 0
+        while True:
+            read.append(number)
+            yield request(sequence=number)
+            number += 1
+
+    async def play():
+        service = InferenceService(runner)
+        front = GrpcFront(service)
+        replies = front.stream(endless())
+        first = asyncio.ensure_future(anext(replies))
+        while service.pending < MAX_IN_FLIGHT:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.02)
+        assert service.pending == MAX_IN_FLIGHT
+        assert len(read) == MAX_IN_FLIGHT + 1
+        gate.set()
+        assert (await first).status == 200
+        await replies.aclose()
+        for _ in range(200):
+            if service.pending == 0:
+                break
+            await asyncio.sleep(0.01)
+        assert service.pending == 0
+        service.close()
+
+    asyncio.run(asyncio.wait_for(play(), 20))
