@@ -14,7 +14,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev demo serve check-config test test-fast check format verify \
-	bench-codec fuzz-wire accuracy accuracy-embedded accuracy-mobilenet train clean
+	bench-codec bench-serving bench-overload chaos soak compile grpc dashboards fuzz-wire accuracy accuracy-embedded accuracy-mobilenet train clean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,28 @@ verify: $(VENV)/.installed  ## Prove the embedded model's split exact, bit for b
 
 bench-codec: $(VENV)/.installed  ## Time and size of a frame by codec, beside LZ4, zstd and memcpy
 	$(BIN)/python -m benchmarks.bench_codec
+
+bench-serving: $(VENV)/.installed-dev  ## Requests a second, latency and CPU beside the in-process limit and other servers (7 min)
+	$(BIN)/python -m benchmarks.bench_serving
+
+bench-overload: $(VENV)/.installed-dev  ## Twice the capacity for a minute, and 1,000 half-sent bodies
+	$(BIN)/python -m benchmarks.bench_overload
+
+chaos: $(VENV)/.installed-dev  ## Kill a replica, kill HAProxy, replace the weights, under load that judges every answer
+	$(BIN)/python -m benchmarks.chaos
+
+MINUTES ?= 30
+soak: $(VENV)/.installed-dev  ## Mixed load for MINUTES=30; memory of every process must not grow
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
+
+compile: $(VENV)/.installed  ## Compile the tails that config.yaml asks for, so that no replica has to
+	$(BIN)/split-inference compile config.yaml
+
+dashboards: $(VENV)/.installed  ## Generate the Grafana dashboard from the metrics
+	$(BIN)/python -m scripts.make_dashboard
+
+grpc: $(VENV)/.installed-dev  ## Generate the gRPC code from its proto
+	$(BIN)/python scripts/generate_grpc.py
 
 fuzz-wire: $(VENV)/.installed-dev  ## 300,000 hostile frames through decoder, codec and ingress
 	$(BIN)/python -m benchmarks.fuzz_wire --frames 300000

@@ -1,7 +1,8 @@
-"""Serving throughput: ours, its parts and its peers, on the same tail and the same bodies, interleaved in one run.
+"""Serving throughput: ours and its peers, on the same tail and the same bodies, in one run, beside the in-process limit.
 
-Every round measures each system once at each concurrency, so that a busy moment of the machine falls on all of them;
-figures are medians over rounds, with the spread. The load generator shares the machine's cores with the server.
+One system runs at a time, because even an idle Ray takes a fifth of a core. Every round of every system also measures the
+in-process limit, and what is compared between systems are their shares of the limit of the same minute; figures are
+medians over rounds, with the spread. The load generator shares the machine's cores with the server.
 """
 
 from __future__ import annotations
@@ -11,22 +12,26 @@ import contextlib
 import statistics
 import sys
 from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.serving.http_load import closed_loop, percentile, request_bytes
+from benchmarks.serving.grpc_load import grpc_closed_loop
+from benchmarks.serving.http_load import LoadResult, closed_loop, percentile, request_bytes
 from benchmarks.serving.limit import SIZES, LimitProcess, measure_together
 from benchmarks.serving.process_stats import cpu_between
 from benchmarks.serving.systems import System, litserve_path, plain, processes_of, ray_serve
 from benchmarks.serving.tail import bodies, serve_config
-from edge_sim.server_process import HOST
+from edge_sim.server_process import HOST, free_port
 from split_inference.cli import progress_bar
 from split_inference.figures import Bound, report
 from split_inference.wire import FRAME_MEDIA_TYPE
 
 CONCURRENCIES = (1, 32, 128)
+SERVICER = "split_inference.grpc.inference_pb2_grpc.add_InferenceServicer_to_server"
 ONE, TWO, RAY, LIT, UVICORN = "ours, 1 replica", "ours, 2 replicas", "ray @serve.batch", "litserve", "uvicorn + batcher"
 BOUNDS: dict[str, Bound] = {
     "one_replica_over_limit": (">=", 0.85),
@@ -46,14 +51,33 @@ class Series:
     p99_ms: list[float] = field(default_factory=list)
     cpu_ms: list[float] = field(default_factory=list)
     batch: list[float] = field(default_factory=list)
+    over_limit: list[float] = field(default_factory=list)
+    """Rate over the in-process limit that was measured in the same round."""
     failed: int = 0
 
 
-def measure(system: System, requests: list[bytes], concurrency: int, seconds: float, into: Series) -> None:
+def _over_http(system: System, requests: list[bytes], concurrency: int, seconds: float) -> LoadResult:
+    return closed_loop(system.address, requests, concurrency=concurrency, seconds=seconds)
+
+
+def _over_grpc(system: System, frames: list[bytes], concurrency: int, seconds: float) -> LoadResult:
+    assert system.application is not None
+    return grpc_closed_loop(
+        system.address, frames, application=system.application, concurrency=concurrency, seconds=seconds
+    )
+
+
+def measure(system: System, frames: list[bytes], concurrency: int, seconds: float, into: Series) -> None:
     """One round: a short warm-up, then the time that counts."""
-    closed_loop(system.address, requests, concurrency=concurrency, seconds=0.7)
+    load: Callable[[float], LoadResult]
+    if system.application is not None:
+        load = partial(_over_grpc, system, frames, concurrency)
+    else:
+        requests = [request_bytes(HOST, system.path, body, media_type=FRAME_MEDIA_TYPE) for body in frames]
+        load = partial(_over_http, system, requests, concurrency)
+    load(0.7)
     before = system.processes()
-    result = closed_loop(system.address, requests, concurrency=concurrency, seconds=seconds)
+    result = load(seconds)
     after = system.processes()
     latencies_s = result.latencies_s()
     into.rates_per_s.append(result.rate_per_s())
@@ -80,67 +104,75 @@ def main() -> int:
     limits: dict[int, list[float]] = defaultdict(list)
     limits_two: list[float] = []
     with contextlib.ExitStack() as running:
-        print("starting the systems ...", file=sys.stderr)
-        systems = _start(running, logs, without_peers=options.without_peers)
         processes = [LimitProcess(), LimitProcess()]
         for process in processes:
             running.callback(process.close)
-        steps = options.rounds * (len(systems) * len(CONCURRENCIES) + len(SIZES) + 1)
+        groups = [_ours] if options.without_peers else [_ours, _ray_batch, _uvicorn, _litserve]
         with progress_bar() as bar:
-            task = bar.add_task("measuring", total=steps)
-            for _ in range(options.rounds):
-                for size in SIZES:
-                    limits[size].append(measure_together(processes[:1], size=size, seconds=options.seconds / 2))
-                    bar.advance(task)
-                for concurrency in CONCURRENCIES:
-                    for system in systems:
-                        requests = [
-                            request_bytes(HOST, system.path, body, media_type=FRAME_MEDIA_TYPE) for body in frames
-                        ]
-                        measure(system, requests, concurrency, options.seconds, table[system.name, concurrency])
+            task = bar.add_task("measuring", total=len(groups) * options.rounds)
+            for group in groups:
+                with contextlib.ExitStack() as started:
+                    systems = group(started, logs)
+                    for _ in range(options.rounds):
+                        for size in SIZES:
+                            limits[size].append(measure_together(processes[:1], size=size, seconds=options.seconds / 4))
+                        best = max(limits, key=lambda size: statistics.median(limits[size]))
+                        yardstick = measure_together(processes[:1], size=best, seconds=options.seconds / 2)
+                        for concurrency in CONCURRENCIES:
+                            for system in systems:
+                                series = table[system.name, concurrency]
+                                measure(system, frames, concurrency, options.seconds, series)
+                                series.over_limit.append(series.rates_per_s[-1] / yardstick)
+                        limits_two.append(measure_together(processes, size=best, seconds=options.seconds / 2))
                         bar.advance(task)
-                best = max(limits, key=lambda size: statistics.median(limits[size]))
-                limits_two.append(measure_together(processes, size=best, seconds=options.seconds))
-                bar.advance(task)
     best = max(limits, key=lambda size: statistics.median(limits[size]))
     _print_table(table, limits, limits_two, best)
     return report("bench-serving", _figures(table, limits, limits_two, best), BOUNDS)
 
 
-def _start(running: contextlib.ExitStack, logs: Path, *, without_peers: bool) -> list[System]:
-    systems = []
+def _ours(started: contextlib.ExitStack, logs: Path) -> list[System]:
     # Fractions of a CPU, so that two applications fit the machine: only one of them is ever asked.
     config = serve_config({"one": 1, "two": 2}, replica_cpus=0.2)
-    ours = running.enter_context(ray_serve("ours", config, log=logs / "ours.log"))
+    grpc_port = free_port()
+    config["grpc_options"] = {"port": grpc_port, "grpc_servicer_functions": [SERVICER]}
+    ours = started.enter_context(ray_serve("ours", config, log=logs / "ours.log"))
+    systems = []
     for name, app in ((ONE, "one"), (TWO, "two")):
         ours.wait_until_ready(f"/v1/models/{app}", timeout_s=300)
-        systems.append(
-            System(name=name, address=(HOST, ours.port), path=f"/v1/models/{app}", processes=lambda: processes_of(ours))
+        over_http = System(
+            name=name, address=(HOST, ours.port), path=f"/v1/models/{app}", processes=lambda: processes_of(ours)
         )
-    if without_peers:
-        return systems
-    batch_config = {
+        systems += [
+            over_http,
+            replace(over_http, name=f"{name}, gRPC", address=(HOST, grpc_port), application=app),
+        ]
+    return systems
+
+
+def _ray_batch(started: contextlib.ExitStack, logs: Path) -> list[System]:
+    config = {
         "http_options": {"host": HOST, "port": 8000},
         "logging_config": {"log_level": "WARNING", "enable_access_log": False},
         "applications": [{"name": "batch", "import_path": "benchmarks.serving.peer_ray_batch:app"}],
     }
     defaults = {"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"}
-    ray = running.enter_context(ray_serve("ray", batch_config, log=logs / "ray.log", environment=defaults))
+    ray = started.enter_context(ray_serve("ray", config, log=logs / "ray.log", environment=defaults))
     ray.wait_until_ready("/-/healthz", timeout_s=120)
-    systems.append(System(name=RAY, address=(HOST, ray.port), path="/", processes=lambda: processes_of(ray)))
-    systems.append(running.enter_context(plain(UVICORN, "benchmarks.serving.peer_uvicorn", log=logs / "uvicorn.log")))
+    return [System(name=RAY, address=(HOST, ray.port), path="/", processes=lambda: processes_of(ray))]
+
+
+def _uvicorn(started: contextlib.ExitStack, logs: Path) -> list[System]:
+    return [started.enter_context(plain(UVICORN, "benchmarks.serving.peer_uvicorn", log=logs / "uvicorn.log"))]
+
+
+def _litserve(started: contextlib.ExitStack, logs: Path) -> list[System]:
     folder = litserve_path()
     if folder is None:
         print("LitServe cannot be installed here; it is left out", file=sys.stderr)
-        return systems
-    systems.append(
-        running.enter_context(
-            plain(
-                LIT, "benchmarks.serving.peer_litserve", log=logs / "litserve.log", path="/predict", pythonpath=folder
-            )
-        )
-    )
-    return systems
+        return []
+    module = "benchmarks.serving.peer_litserve"
+    log = logs / "litserve.log"
+    return [started.enter_context(plain(LIT, module, log=log, path="/predict", pythonpath=folder))]
 
 
 def _figures(
@@ -149,11 +181,17 @@ def _figures(
     limit = statistics.median(limits[best])
     alone_ms = 1000 / statistics.median(limits[1])
 
-    def rate(name: str) -> float:
+    def best_of(name: str, what: Callable[[Series], list[float]]) -> float:
         return max(
-            (statistics.median(table[name, c].rates_per_s) for c in CONCURRENCIES if (name, c) in table),
+            (statistics.median(what(table[name, c])) for c in CONCURRENCIES if (name, c) in table),
             default=float("nan"),
         )
+
+    def rate(name: str) -> float:
+        return best_of(name, lambda series: series.rates_per_s)
+
+    def share(name: str) -> float:
+        return best_of(name, lambda series: series.over_limit)
 
     figures = {
         "limit_per_s": limit,
@@ -161,15 +199,16 @@ def _figures(
         "limit_two_processes_per_s": statistics.median(limits_two),
         "alone_in_process_ms": alone_ms,
         "one_replica_per_s": rate(ONE),
-        "one_replica_over_limit": rate(ONE) / limit,
+        "one_replica_over_limit": share(ONE),
         "two_replicas_per_s": rate(TWO),
-        "two_replicas_over_one_process_limit": rate(TWO) / limit,
+        "two_replicas_over_one_process_limit": share(TWO),
+        "two_replicas_over_two_process_limit": share(TWO) * limit / statistics.median(limits_two),
         "alone_p50_over_in_process_ms": statistics.median(table[ONE, 1].p50_ms) - alone_ms,
         "failed_requests": float(sum(series.failed for series in table.values())),
     }
     for name, key in ((RAY, "one_replica_over_ray_batch"), (LIT, "one_replica_over_litserve")):
         if (name, 32) in table:
-            figures[key] = rate(ONE) / rate(name) if rate(name) else float("nan")
+            figures[key] = share(ONE) / share(name) if share(name) else float("nan")
     return figures
 
 

@@ -36,6 +36,8 @@ class System:
     path: str
     processes: Any
     """Gives the use of all its processes now."""
+    application: str | None = None
+    """Where it is asked over gRPC: the application's name."""
 
 
 @contextlib.contextmanager

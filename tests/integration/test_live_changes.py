@@ -1,0 +1,111 @@
+"""`serve deploy` on a server that serves: another model and other knobs, without a dropped request or a new replica."""
+
+from __future__ import annotations
+
+import copy
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+
+from edge_sim.server_process import ServerProcess
+from split_inference.model_catalog import EMBEDDED_FOLDER
+
+CONFIG = Path(__file__).resolve().parents[2] / "config.yaml"
+ROUTE = "/v1/models/resnet20-cifar10"
+IMAGE = (EMBEDDED_FOLDER / "samples" / "test-00000.jpg").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("live")
+    started = ServerProcess(CONFIG)
+    with started.started(log=folder / "log"):
+        started.wait_until_ready(ROUTE)
+        yield started
+
+
+def ask(url):
+    request = urllib.request.Request(url, data=IMAGE, headers={"content-type": "image/jpeg"})
+    with urllib.request.urlopen(request, timeout=10) as response:
+        return response.status
+
+
+def replicas(server, app="resnet20-cifar10"):
+    names = {}
+    for pid in server.leftover():
+        try:
+            names[pid] = Path(f"/proc/{pid}/cmdline").read_text()
+        except OSError:
+            continue
+    return {pid for pid, name in names.items() if f"ServeReplica:{app}" in name}
+
+
+class Load:
+    """Asks all the time, and remembers everything that was no answer."""
+
+    def __init__(self, url):
+        self.url, self.answers, self.failures = url, 0, []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self):
+        while not self._stop.is_set():
+            try:
+                ask(self.url)
+                self.answers += 1
+            except (OSError, urllib.error.URLError) as error:
+                self.failures.append(repr(error))
+            time.sleep(0.005)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception):
+        self._stop.set()
+        self._thread.join(timeout=15)
+
+
+def answers(url):
+    try:
+        return ask(url) == 200
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def wait_for(what, timeout_s=60):
+    deadline_s = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < deadline_s, "it did not come about"
+        time.sleep(0.2)
+
+
+def test_a_model_is_added_and_knobs_are_changed_without_a_dropped_request(server):
+    config = yaml.safe_load(CONFIG.read_text())
+    before = replicas(server)
+    assert len(before) == 1
+    with Load(f"{server.url}{ROUTE}") as load:
+        wait_for(lambda: load.answers > 20)
+        second = copy.deepcopy(config["applications"][1])
+        second |= {"name": "second", "route_prefix": "/v1/models/second"}
+        config["applications"].append(second)
+        config["applications"][0]["args"]["models"].append({"name": "second", "uri": second["args"]["model"]})
+        batching = {"max_batch_samples": 4, "linger_ms": 1}
+        config["applications"][1]["deployments"][0]["user_config"] = {"batching": batching, "monitor": True}
+        server.deploy(config)
+        wait_for(lambda: answers(f"{server.url}/v1/models/second"))
+        seen = load.answers
+        wait_for(lambda: load.answers > seen + 20)
+    assert load.failures == []
+    # The first model's replica is the same process, with other knobs: its monitor is on now.
+    assert replicas(server) == before
+    with urllib.request.urlopen(f"{server.url}{ROUTE}/monitor/data", timeout=10) as response:
+        assert json.load(response)["model"] == "resnet20-cifar10"
+    with urllib.request.urlopen(f"{server.url}/v1/models", timeout=10) as response:
+        assert [each["name"] for each in json.load(response)["models"]] == ["resnet20-cifar10", "second"]
