@@ -1,7 +1,7 @@
-"""Serving throughput: ours and its peers, on the same tail and the same bodies, in one run, beside the in-process limit.
+"""Serving throughput: ours and its peers, on the same tail and the same bodies, in one run beside the in-process limit.
 
-One system runs at a time, because even an idle Ray takes a fifth of a core. Every round of every system also measures the
-in-process limit, and what is compared between systems are their shares of the limit of the same minute; figures are
+One system runs at a time, because even an idle Ray takes a fifth of a core. Every round of every system also measures
+the in-process limit, and what is compared between systems are their shares of the limit of the same minute; figures are
 medians over rounds, with the spread. The load generator shares the machine's cores with the server.
 """
 

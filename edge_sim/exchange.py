@@ -136,6 +136,12 @@ def model_path(served_name: str) -> str:
 
 
 def _retry_after_s(response: Response) -> float | None:
-    """Seconds of a Retry-After header; a date or nonsense counts as none, because clocks differ."""
-    text = response.headers.get("retry-after", "")
-    return float(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
+    """Seconds of our own header in milliseconds, else of Retry-After, whose whole seconds are long for a phone.
+
+    A date or nonsense counts as none, because clocks differ.
+    """
+    for name, unit_s in (("x-retry-after-ms", 0.001), ("retry-after", 1.0)):
+        text = response.headers.get(name, "")
+        if text.isascii() and text.isdigit() and len(text) < 10:
+            return float(text) * unit_s
+    return None

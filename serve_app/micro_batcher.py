@@ -43,7 +43,8 @@ class Prepared(Generic[StagedT]):
 
 
 class BatchWork(Protocol[PayloadT, StagedT, MadeT]):
-    """What is done with a batch; `prepare` and `run` are each called from one thread of their own."""
+    """What is done with a batch. `run` is called from one thread only; `prepare` from that one, and at the same time from
+    another one for the next batch."""
 
     def prepare(self, key: Any, payloads: Sequence[PayloadT]) -> Prepared[StagedT]:
         """Decode and stack the good ones."""
@@ -283,23 +284,32 @@ class MicroBatcher(Generic[PayloadT, StagedT, ResultT]):
             began_s = self._now_s()
             return self._work.prepare(key, payloads), self._now_s() - began_s
 
-        prepared, prepare_s = await loop.run_in_executor(self._prepare_thread, prepare)
-        for index, reason in prepared.bad.items():
-            _fail(batch[index], reason)
-        good = [item for index, item in enumerate(batch) if index not in prepared.bad]
-        samples = sum(item.samples for item in good)
-
-        def run() -> tuple[Sequence[ResultT | WireError], float]:
+        def run(prepared: Prepared[StagedT]) -> tuple[Sequence[ResultT | WireError], float]:
             began_s = flight.run_began_s = self._now_s()
             try:
-                return self._work.run(key, prepared.staged), self._now_s() - began_s
+                # Where all are bad there is nothing to run.
+                return (self._work.run(key, prepared.staged) if len(prepared.bad) < len(batch) else []), (
+                    self._now_s() - began_s
+                )
             finally:
                 self._work.discard(prepared.staged)
 
+        def both() -> tuple[Prepared[StagedT], float, Sequence[ResultT | WireError], float]:
+            prepared, prepare_s = prepare()
+            return prepared, prepare_s, *run(prepared)
+
+        if len(self._flights) == 1:
+            # The model is idle: going through the event loop between the two would only cost time.
+            prepared, prepare_s, results, run_s = await loop.run_in_executor(self._model_thread, both)
+        else:
+            prepared, prepare_s = await loop.run_in_executor(self._prepare_thread, prepare)
+            results, run_s = await loop.run_in_executor(self._model_thread, run, prepared)
+        for index, reason in prepared.bad.items():
+            _fail(batch[index], reason)
+        good = [item for index, item in enumerate(batch) if index not in prepared.bad]
         if not good:
-            self._work.discard(prepared.staged)
             return
-        results, run_s = await loop.run_in_executor(self._model_thread, run)
+        samples = sum(item.samples for item in good)
         self.cost.learn(key, samples, run_s)
         # Until it was decoded or run: the next batch is decoded early, and then waits for the model.
         waited_until_s = (flight.run_began_s or launched_s) - prepare_s

@@ -116,6 +116,13 @@ def test_the_stated_wait_is_a_floor_with_jitter_on_top():
     assert 1.0 <= slept_s <= 1.1
 
 
+def test_milliseconds_are_believed_before_whole_seconds():
+    headers = {"retry-after": "1", "x-retry-after-ms": "40"}
+    _, _, clock = deliver(error(503, "DeadlineError", **headers), GOOD)
+    (slept_s,) = clock.slept_s
+    assert 0.04 <= slept_s <= 0.14
+
+
 @pytest.mark.parametrize("text", ["soon", "-1", "Fri, 20 Nov 2026 10:00:00 GMT", "9" * 400])
 def test_a_stated_wait_that_is_no_number_counts_as_none(text):
     _, _, clock = deliver(error(503, "OverloadedError", **{"retry-after": text}), GOOD)
