@@ -101,7 +101,7 @@ def _end_process(error: BaseException) -> None:
 # Where config.yaml says nothing: more slots than `max_pending_requests` admits, so that a refusal is the ingress's own.
 _DEFAULTS: dict[str, Any] = {
     "max_ongoing_requests": 256,
-    "max_queued_requests": 64,
+    "max_queued_requests": 256,
     "health_check_period_s": 5,
     "health_check_timeout_s": 10,
     "graceful_shutdown_timeout_s": 45,

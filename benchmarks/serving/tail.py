@@ -53,7 +53,7 @@ def serve_config(apps: dict[str, int], *, replica_cpus: float) -> dict[str, Any]
                         "name": "TailDeployment",
                         "num_replicas": replicas,
                         "max_ongoing_requests": 256,
-                        "max_queued_requests": 64,
+                        "max_queued_requests": 256,
                         "ray_actor_options": {"num_cpus": replica_cpus},
                     }
                 ],

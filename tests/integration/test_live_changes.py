@@ -46,6 +46,12 @@ def replicas(server, app="resnet20-cifar10"):
     return {pid for pid, name in names.items() if f"ServeReplica:{app}" in name}
 
 
+def closed(error):
+    """An answer with an error status is a response too, with a socket."""
+    if isinstance(error, urllib.error.HTTPError):
+        error.close()
+
+
 class Load:
     """Asks all the time, and remembers everything that was no answer."""
 
@@ -59,7 +65,8 @@ class Load:
             try:
                 ask(self.url)
                 self.answers += 1
-            except (OSError, urllib.error.URLError) as error:
+            except OSError as error:
+                closed(error)
                 self.failures.append(repr(error))
             time.sleep(0.005)
 
@@ -75,7 +82,8 @@ class Load:
 def answers(url):
     try:
         return ask(url) == 200
-    except (OSError, urllib.error.URLError):
+    except OSError as error:
+        closed(error)
         return False
 
 

@@ -50,7 +50,13 @@ class Served:
         self._ingress.monitor = self.monitor
         self.port = free_port()
         config = uvicorn.Config(
-            self._application, host=HOST, port=self.port, log_level="warning", lifespan="off", ws="none"
+            self._application,
+            host=HOST,
+            port=self.port,
+            log_level="warning",
+            lifespan="off",
+            ws="none",
+            interface="asgi3",
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
