@@ -43,8 +43,10 @@ class Prepared(Generic[StagedT]):
 
 
 class BatchWork(Protocol[PayloadT, StagedT, MadeT]):
-    """What is done with a batch. `run` is called from one thread only; `prepare` from that one, and at the same time from
-    another one for the next batch."""
+    """What is done with a batch.
+
+    `run` is called from one thread only; `prepare` from that one, and at the same time from another one for the next.
+    """
 
     def prepare(self, key: Any, payloads: Sequence[PayloadT]) -> Prepared[StagedT]:
         """Decode and stack the good ones."""

@@ -128,6 +128,7 @@ def test_without_a_token_the_page_is_empty_and_the_data_is_refused(chromium, tmp
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(served.url("monitor/data"), timeout=5)
         assert refused.value.code == 401
+        refused.value.close()
         request = urllib.request.Request(served.url("monitor/data"), headers={"authorization": f"Bearer {token}"})
         with urllib.request.urlopen(request, timeout=5) as response:
             assert b"secret-label" in response.read()
