@@ -73,7 +73,7 @@ class WaitMargin:
     Refusals move it down too: otherwise a margin that refuses everybody would never learn that it is too wide.
     """
 
-    def __init__(self, *, step_s: float = 0.003, most_s: float = 0.15) -> None:
+    def __init__(self, *, step_s: float = 0.003, most_s: float = 0.08) -> None:
         self.seconds = 0.005
         self._step_s = step_s
         self._most_s = most_s
