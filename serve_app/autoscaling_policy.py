@@ -25,6 +25,8 @@ TARGET_QUEUE_DELAY_S = 0.05
 MOST_GROWTH = 2.0
 # Between these, as many as there are is right: without a band, noise would be followed up and down.
 ENOUGH, NOT_TOO_FEW = 0.8, 1.1
+# Share of the target below which a wait says nothing about the number of replicas.
+BUSY_ENOUGH = 0.5
 
 
 def queue_delay_policy(ctx: Any) -> tuple[int, dict[str, Any]]:
@@ -47,7 +49,8 @@ def queue_delay_policy(ctx: Any) -> tuple[int, dict[str, Any]]:
     load = sum(busy) / len(busy) / TARGET_BUSY_SHARE
     waiting = sum(delays_s) / len(delays_s) / TARGET_QUEUE_DELAY_S
     if waiting > 1:
-        load = max(load, waiting)
+        # Where the models idle, it is not for want of replicas that requests wait (a linger time, say): then no fewer.
+        load = max(load, waiting if load >= BUSY_ENOUGH else 1.0)
     if ENOUGH <= load <= NOT_TOO_FEW:
         return max(1, replicas), {}
     return max(1, math.ceil(replicas * min(load, MOST_GROWTH) - 1e-9)), {}

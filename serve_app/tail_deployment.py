@@ -32,7 +32,7 @@ class TailReplica:
         if settings.device == "cuda":
             from serve_app.gpu_share import cap_gpu_memory
 
-            cap_gpu_memory(float(ray.get_runtime_context().get_assigned_resources().get("GPU", 1.0)))
+            cap_gpu_memory(float(ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0)))
         self._replica = Replica(
             settings, make_instrument=ray_instrument, on_sticky_error=_end_process, say=_say, log=_LOG
         )

@@ -49,6 +49,7 @@ def test_the_module_needs_the_standard_library_only():
         ([1.0], [0.2], 2),
         ([0.5] * 2, [0.075] * 2, 3),
         ([1.0] * 3, [9.0] * 3, 6),
+        ([0.05] * 3, [0.06] * 3, 3),
     ],
 )
 def test_busy_share_and_queue_delay_decide(busy, delays_s, replicas):
