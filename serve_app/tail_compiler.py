@@ -5,7 +5,7 @@ leaves hundreds of megabytes behind and torch's settings changed (`python -m ser
 from its standard input, and is started by `compile_missing` only).
 
 Why fixed numbers of rows: a tail compiled for any number runs one sample in 6.0 ms, one compiled for just one in
-3.6 ms, because the library packs the weights for it (docs/results/serving...).
+3.6 ms, because the library packs the weights for it (docs/results/serving_*.md).
 """
 
 from __future__ import annotations
