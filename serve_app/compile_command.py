@@ -22,6 +22,7 @@ from serve_app.tail_executor import points_to_compile, tail_key
 from serve_app.tail_runner import TailRunner, calibrated_split_point
 from split_inference.feature_codec import CodecProfile, FeatureCodec
 from split_inference.inputs import EncodedInput, read_inputs
+from split_inference.model_cache import load_cached_model
 from split_inference.model_catalog import EMBEDDED_FOLDER, EMBEDDED_URI, LoadedModel, load_model
 from split_inference.wire import FeatureFrame
 
@@ -70,7 +71,7 @@ def compile_for(
     if not settings.compiles:
         return []
     cache = TailCache(settings.execution.cache)
-    loaded = loaded or load_model(settings.model)
+    loaded = loaded or load_cached_model(settings.model, cache.models())
     keys = keys_for(settings, loaded)
     if all(cache.library(key) is not None for key in keys):
         return []

@@ -1,4 +1,4 @@
-"""The folder of compiled tails: what each is for, and whether it may be loaded.
+"""The folder of compiled tails and exported models: what each is for, and whether it may be loaded.
 
 Knows files and keys. Knows no torch and compiles nothing. A compiled tail is native code, so that whoever can write
 here can run what he likes in the server: folders that others may write to are refused.
@@ -68,6 +68,14 @@ class TailCache:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = (root or default_root()).expanduser()
+
+    def models(self) -> Path:
+        """The folder of exported models; it need not exist. Raises ConfigError for a folder not to be trusted."""
+        folder = self.root / "models"
+        for place in (self.root, folder):
+            if place.exists():
+                _refuse_writable_by_others(place)
+        return folder
 
     def library(self, key: TailKey) -> Path | None:
         """The compiled tail for this key, if there is one. Raises ConfigError for a folder not to be trusted."""

@@ -42,8 +42,9 @@ from split_inference.feature_codec import (
     quantizer_name,
     raw_bytes,
 )
+from split_inference.model_cache import load_cached_model
 from split_inference.model_card import ModelCard
-from split_inference.model_catalog import LoadedModel, load_model
+from split_inference.model_catalog import LoadedModel
 from split_inference.model_split import FeatureSpec, SplitPoint
 from split_inference.wire import FeatureFrame
 
@@ -123,7 +124,7 @@ class TailRunner:
         # Before loading: exporting a model runs it.
         torch.set_num_threads(settings.threads)
         started_s = time.perf_counter()
-        loaded = load_model(settings.model)
+        loaded = load_cached_model(settings.model, TailCache(settings.execution.cache).models())
         on_phase(f"{loaded.name}: loaded and split in {time.perf_counter() - started_s:.1f} s")
         on_loaded(loaded)
         calibrated = calibrated_split_point(settings, digest=loaded.model.digest)

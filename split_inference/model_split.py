@@ -108,6 +108,7 @@ class SplittableModel:
             # them calls the same kernels, and `verify` proves that it gives the same bits.
             with _without_torch_noise():
                 functional = program.run_decompositions({})
+        self.functional = functional
         module = _module_of(functional)
         if not isinstance(module, fx.GraphModule):  # pragma: no cover - torch.export always gives one
             raise ModelExportError("the exported program is no graph module")

@@ -25,6 +25,14 @@ def _one_torch_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Tests find and leave nothing in the user's own folder of compiled tails and exported models."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPLIT_INFERENCE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(20)
