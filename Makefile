@@ -78,7 +78,7 @@ bench-serving: $(VENV)/.installed-dev  ## Requests a second, latency and CPU bes
 bench-overload: $(VENV)/.installed-dev  ## Twice the capacity for a minute, and 1,000 half-sent bodies
 	$(BIN)/python -m benchmarks.bench_overload
 
-chaos: $(VENV)/.installed-dev  ## Kill a replica, kill HAProxy, replace the weights, under load that judges every answer
+chaos: $(VENV)/.installed-dev  ## Kill a replica, kill HAProxy, remove a node, replace the weights, under load that judges every answer
 	$(BIN)/python -m benchmarks.chaos
 
 MINUTES ?= 30

@@ -1,14 +1,16 @@
 """Faults under load: a killed replica, a killed HAProxy, a removed node, replaced weights. No wrong answer, no hang.
 
-A Serve application with two replicas of the embedded model under a steady load that compares every answer with the
-reference. After each fault: which answers were wrong (none may be), which errors came and how long after the fault, and
-how long it took until all replicas were there again. Errors count as retriable where a client may send the same request
-again: 408, 429, 503, a broken connection, and whatever comes without our own JSON, which is the proxy's.
+A Serve application with two replicas of the embedded model on a Ray cluster of four nodes, all on this machine, under a
+steady load that compares every answer with the reference. After each fault: which answers were wrong (none may be),
+which errors came and how long after the fault, and how long it took until all replicas were ready again, by Serve's own
+word. Errors count as retriable where a client may send the same request again: 408, 429, 503, a broken connection, and
+whatever comes without our own JSON, which is the proxy's.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -18,7 +20,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,10 @@ import numpy as np
 import torch
 
 from benchmarks.serving.process_stats import ProcessUse, of
-from benchmarks.serving.systems import ray_serve
+from benchmarks.serving.systems import PLACE, ray_serve
 from edge_sim.server_process import HOST, ServerProcess
 from serve_app.tail_runner import TailRunner
+from split_inference.errors import ServerError
 from split_inference.feature_codec import CodecProfile, FeatureCodec
 from split_inference.figures import Bound, report
 from split_inference.inputs import read_inputs
@@ -48,6 +51,7 @@ BOUNDS: dict[str, Bound] = {
     "other_errors": ("==", 0),
     "replica_last_error_s": ("<=", 10.0),
     "haproxy_last_error_s": ("<=", 10.0),
+    "node_last_error_s": ("<=", 10.0),
     "weights_last_error_s": ("<=", 10.0),
 }
 
@@ -164,8 +168,8 @@ def frames_and_answers(uri: str) -> tuple[list[bytes], list[int]]:
     return frames, answers
 
 
-def config_of(uri: str) -> dict[str, Any]:
-    """Two replicas of one model."""
+def config_of(uri: str, *, resources: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """Two replicas of one model, each of which takes these of Ray's resources."""
     return {
         "http_options": {"host": HOST, "port": 8000},
         "logging_config": {"log_level": "WARNING", "enable_access_log": False},
@@ -181,7 +185,7 @@ def config_of(uri: str) -> dict[str, Any]:
                         "num_replicas": REPLICAS,
                         "health_check_period_s": 1,
                         "health_check_timeout_s": 5,
-                        "ray_actor_options": {"num_cpus": 0.2},
+                        "ray_actor_options": {"num_cpus": 0.2, "resources": dict(resources or {})},
                     }
                 ],
             }
@@ -192,6 +196,14 @@ def config_of(uri: str) -> dict[str, Any]:
 def replicas_of(server: ServerProcess) -> dict[int, ProcessUse]:
     """Replica processes of the model."""
     return {pid: use for pid, use in of(set(server.leftover())).items() if f"ServeReplica:{APP}" in use.name}
+
+
+def running(server: ServerProcess) -> set[str]:
+    """Replicas that are ready; none while nobody can say."""
+    try:
+        return server.running_replicas(APP)
+    except ServerError:
+        return set()
 
 
 def haproxies_of(server: ServerProcess) -> list[int]:
@@ -242,9 +254,12 @@ def main() -> int:
     new_frames, new_answers = frames_and_answers(other_weights)
     # As `make serve` sets them: Serve's own watch over HAProxy, which needs 24 s by default.
     flags = {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "2"}
-    with ray_serve("chaos", config_of(EMBEDDED_URI), log=logs / "serve.log", environment=flags) as server:
+    places = {PLACE: 1.0}
+    command = [sys.executable, "-m", "benchmarks.serving.cluster_serve"]
+    config = config_of(EMBEDDED_URI, resources=places)
+    with ray_serve("chaos", config, log=logs / "serve.log", environment=flags, command=command) as server:
         server.wait_until_ready(PATH, timeout_s=180)
-        _wait(lambda: len(replicas_of(server)) == REPLICAS)
+        _wait(lambda: len(running(server)) == REPLICAS)
         with Load(f"{server.url}{PATH}", frames, answers) as load:
             time.sleep(3)
 
@@ -256,28 +271,19 @@ def main() -> int:
                     os.kill(pid, signal.SIGKILL)
 
             def replace_weights() -> None:
-                server.deploy(config_of(other_weights))
+                server.deploy(config_of(other_weights, resources=places))
                 load.replace(new_frames, new_answers)
 
-            old = set(replicas_of(server))
-            figures |= after_fault(
-                "replica",
-                load,
-                kill_replica,
-                lambda: len(replicas_of(server)) == REPLICAS and set(replicas_of(server)) != old,
-                watch_s=options.watch,
-            )
-            figures |= after_fault(
-                "haproxy", load, kill_haproxy, lambda: bool(haproxies_of(server)), watch_s=options.watch
-            )
-            kept = set(replicas_of(server))
-            figures |= after_fault(
-                "weights",
-                load,
-                replace_weights,
-                lambda: len(set(replicas_of(server)) - kept) == REPLICAS,
-                watch_s=options.watch,
-            )
+            def whole(old: set[str], *, new: int) -> Callable[[], bool]:
+                return lambda: len(now := running(server)) == REPLICAS and len(now - old) >= new
+
+            watch_s = options.watch
+            figures |= after_fault("replica", load, kill_replica, whole(running(server), new=1), watch_s=watch_s)
+            figures |= after_fault("haproxy", load, kill_haproxy, lambda: bool(haproxies_of(server)), watch_s=watch_s)
+            remove = functools.partial(server.send_signal, signal.SIGUSR1)
+            figures |= after_fault("node", load, remove, whole(running(server), new=1), watch_s=watch_s)
+            all_new = whole(running(server), new=REPLICAS)
+            figures |= after_fault("weights", load, replace_weights, all_new, watch_s=watch_s)
         seen = load.seen
     figures |= {
         "right_answers": seen.right,

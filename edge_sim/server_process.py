@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import importlib.util
+import json
 import os
 import re
 import secrets
@@ -145,14 +146,10 @@ class ServerProcess:
         Returns when the server has taken the order, not when all new replicas run.
         """
         assert self._folder is not None
-        assert self._log is not None
-        found = re.findall(rb"https?://[0-9.]+:[0-9]+", _escapes_removed(self._log.read_bytes()))
-        if not found:
-            raise ServerError("the server has not said where its dashboard is; deploying goes through that")
         options = {**content.get("http_options", {}), "host": HOST, "port": self.port}
         file = self._folder / "deployed.yaml"
         file.write_text(yaml.safe_dump({**content, "http_options": options}, sort_keys=False), encoding="utf-8")
-        command = [sys.executable, "-m", "ray.serve.scripts", "deploy", "-a", found[0].decode(), str(file)]
+        command = [sys.executable, "-m", "ray.serve.scripts", "deploy", "-a", self._dashboard(), str(file)]
         try:
             result = subprocess.run(
                 command, env=self._started_with, capture_output=True, text=True, timeout=timeout_s, check=False
@@ -162,6 +159,38 @@ class ServerProcess:
         if result.returncode != 0:
             lines = (result.stderr or result.stdout).strip().splitlines() or ["no reason given"]
             raise ServerError(f"serve deploy failed: {lines[-1]}")
+
+    def running_replicas(self, application: str, *, timeout_s: float = 2.0) -> set[str]:
+        """Ids of the application's replicas that are ready, by Serve's own word; ServerError where it is silent."""
+        url = f"{self._dashboard()}/api/serve/applications/"
+        token = self._started_with.get("RAY_AUTH_TOKEN", "")
+        request = urllib.request.Request(url, headers={"authorization": f"Bearer {token}"})
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(request, timeout=timeout_s) as answer:
+                applications = json.load(answer)["applications"]
+        except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
+            raise ServerError(f"the dashboard does not say what runs: {error}") from error
+        deployments = applications.get(application, {}).get("deployments", {})
+        return {
+            replica["replica_id"]
+            for deployment in deployments.values()
+            for replica in deployment["replicas"]
+            if replica["state"] == "RUNNING"
+        }
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to the server itself, not to what it started."""
+        assert self._child is not None
+        if not self._has_ended():
+            self._child.send_signal(number)
+
+    def _dashboard(self) -> str:
+        assert self._log is not None
+        found = re.search(rb"https?://[0-9.]+:[0-9]+", _escapes_removed(self._log.read_bytes()))
+        if found is None:
+            raise ServerError("the server has not said where its dashboard is; deploying goes through that")
+        return found[0].decode()
 
     def leftover(self) -> list[int]:
         """Process ids of what still runs of all that was started here."""

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from benchmarks.serving.process_stats import ProcessUse, of, tree
 from edge_sim.server_process import HOST, ServerProcess, free_port
 
 START_TIMEOUT_S = 180.0
+# Ray's resource of which each worker of the test cluster has one, and a replica takes one.
+PLACE = "place"
 _PEERS = Path("runs/peers")
 
 
@@ -42,13 +44,18 @@ class System:
 
 @contextlib.contextmanager
 def ray_serve(
-    name: str, config: Mapping[str, Any], *, log: Path, environment: Mapping[str, str] | None = None
+    name: str,
+    config: Mapping[str, Any],
+    *,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    command: Sequence[str] | None = None,
 ) -> Iterator[ServerProcess]:
-    """`serve run` with this config, through HAProxy where that is installed."""
+    """`serve run` with this config, or another command with it, through HAProxy where that is installed."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         file = Path(folder) / "config.yaml"
         file.write_text(yaml.safe_dump(dict(config)))
-        server = ServerProcess(file, environment=environment)
+        server = ServerProcess(file, environment=environment, command=command)
         with server.started(log=log):
             yield server
 
