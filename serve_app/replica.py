@@ -21,11 +21,11 @@ from serve_app.batching import CostModel
 from serve_app.compile_command import compile_for
 from serve_app.grpc_front import GrpcFront
 from serve_app.ingress import Ingress
-from serve_app.json_logs import RequestLog
 from serve_app.metrics import Instrument, Metric, MetricsObserver, ModelInfo, card_names, codec_family
 from serve_app.monitor import Monitor
 from serve_app.observer import BatchFacts, Observer, Observers, RequestFacts
 from serve_app.replica_stats import ReplicaStats
+from serve_app.request_log import RequestLog
 from serve_app.service import Call, InferenceService
 from serve_app.settings import AppSettings, LiveSettings, read_settings
 from serve_app.tail_runner import TailRunner

@@ -21,10 +21,20 @@ ROUTE = "/v1/models/resnet20-cifar10"
 IMAGE = (EMBEDDED_FOLDER / "samples" / "test-00000.jpg").read_bytes()
 
 
+def logging_into(folder):
+    content = yaml.safe_load(CONFIG.read_text())
+    content["logging_config"]["logs_dir"] = str(folder)
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("live")
-    started = ServerProcess(CONFIG)
+    # In throughput mode Serve holds a thousand lines of its logs back.
+    started = ServerProcess(logging_into(folder), environment={"RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1"})
+    started.logs = folder
     with started.started(log=folder / "log"):
         started.wait_until_ready(ROUTE)
         yield started
@@ -92,6 +102,26 @@ def wait_for(what, timeout_s=60):
     while not what():
         assert time.monotonic() < deadline_s, "it did not come about"
         time.sleep(0.2)
+
+
+def test_a_refused_request_is_a_line_of_json_with_its_id_and_trace(server):
+    trace = "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"
+    headers = {"content-type": "image/jpeg", "x-request-id": "find-me", "traceparent": trace}
+    request = urllib.request.Request(f"{server.url}{ROUTE}", data=b"no \n image", headers=headers)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=10)
+    refused.value.close()
+    assert refused.value.headers["x-request-id"] == "find-me"
+
+    def lines():
+        text = "".join(file.read_text() for file in server.logs.glob("replica_*.log"))
+        return [json.loads(line) for line in text.splitlines() if "find-me" in line]
+
+    wait_for(lines)
+    [line] = lines()
+    assert (line["request_id"], line["trace_id"], line["status"]) == ("find-me", "ab" * 16, 400)
+    assert line["levelname"] == "WARNING"
+    assert line["error"]
 
 
 def test_a_model_is_added_and_knobs_are_changed_without_a_dropped_request(server):

@@ -70,5 +70,5 @@ def test_what_is_no_error_passes_through():
 
 
 def test_watching_needs_neither_ray_nor_torch():
-    modules = ("observer", "metrics", "json_logs", "request_context", "server_timing", "monitor")
+    modules = ("observer", "metrics", "request_log", "request_context", "server_timing", "monitor")
     python_without("\n".join(f"import serve_app.{name}" for name in modules), "ray", "torch", "starlette")

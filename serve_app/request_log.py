@@ -1,62 +1,21 @@
-"""Logs that machines read: one JSON object per line, and one line per request.
+"""One line in the log per request, with its ids and times as fields.
 
-Knows `logging` and the request's facts. Knows no Ray and no HTTP. Text from outside cannot end a line or colour a
-terminal: everything but printable ASCII is escaped.
+Knows `logging` and the request's facts. Knows no Ray and no HTTP, and writes no JSON itself: with
+`logging_config.encoding: JSON` Serve's own formatter writes every field of a record and escapes what came from outside.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable
 from typing import Any
 
 from serve_app.observer import BatchFacts, RequestFacts
 from serve_app.request_context import trace_id_of
 
-# What a record may carry in `extra`, in the order in which a line has it.
-FIELDS = (
-    "request_id",
-    "trace_id",
-    "trace_parent",
-    "client",
-    "protocol",
-    "status",
-    "error",
-    "split_point",
-    "codec",
-    "samples",
-    "bytes_in",
-    "total_s",
-    "timings_s",
-    "suppressed",
-)
 _MICROSECOND_DIGITS = 6
-
-
-class JsonFormatter(logging.Formatter):
-    """A record as one line of JSON: time, level, logger, message, then those of FIELDS that it has."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """One line without its end."""
-        line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        for field in FIELDS:
-            value = getattr(record, field, None)
-            if value is not None:
-                line[field] = _plain(value)
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        if record.stack_info:
-            line["stack"] = self.formatStack(record.stack_info)
-        return json.dumps(line, separators=(",", ":"), default=str, allow_nan=False)
 
 
 class RequestLog:
@@ -101,13 +60,14 @@ class RequestLog:
             "codec": facts.codec,
             "samples": facts.samples,
             "bytes_in": facts.bytes_in,
-            "total_s": facts.total_s,
-            "timings_s": facts.timings_s,
+            "total_s": _rounded(facts.total_s),
+            "timings_s": {stage: _rounded(seconds) for stage, seconds in facts.timings_s.items()},
         }
         if level == logging.WARNING and self._suppressed:
             extra["suppressed"] = self._suppressed
             self._suppressed = 0
-        self._log.log(level, "request %s", "refused" if failed else "answered", extra=extra)
+        known = {field: value for field, value in extra.items() if value is not None}
+        self._log.log(level, "request %s", "refused" if failed else "answered", extra=known)
 
     def _may_warn(self) -> bool:
         second = math.floor(self._now_s())
@@ -120,10 +80,6 @@ class RequestLog:
         return True
 
 
-def _plain(value: Any) -> Any:
-    """As JSON has it: no NaN, no infinity, and times with the microseconds that a clock gives."""
-    if isinstance(value, float):
-        return round(value, _MICROSECOND_DIGITS) if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    return value
+def _rounded(seconds: float) -> float | None:
+    """A time with the microseconds that a clock gives; JSON has no NaN and no infinity."""
+    return round(seconds, _MICROSECOND_DIGITS) if math.isfinite(seconds) else None
