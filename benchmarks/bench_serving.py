@@ -24,7 +24,7 @@ from benchmarks.serving.http_load import LoadResult, closed_loop, percentile, re
 from benchmarks.serving.limit import SIZES, LimitProcess, measure_together
 from benchmarks.serving.process_stats import cpu_between
 from benchmarks.serving.systems import System, litserve_path, plain, processes_of, ray_serve
-from benchmarks.serving.tail import bodies, serve_config
+from benchmarks.serving.tail import JUST_IN_TIME, OURS, TAIL, bodies, serve_config
 from edge_sim.server_process import HOST, free_port
 from split_inference.cli import progress_bar
 from split_inference.figures import Bound, report
@@ -32,7 +32,10 @@ from split_inference.wire import FRAME_MEDIA_TYPE
 
 CONCURRENCIES = (1, 32, 128)
 SERVICER = "split_inference.grpc.inference_pb2_grpc.add_InferenceServicer_to_server"
-ONE, TWO, RAY, LIT, UVICORN = "ours, 1 replica", "ours, 2 replicas", "ray @serve.batch", "litserve", "uvicorn + batcher"
+ONE, TWO, UVICORN = "ours, 1 replica", "ours, 2 replicas", "uvicorn + batcher"
+# With torch.compile, as their users have it, and with the tail that our package compiles ahead of time.
+RAY, LIT = "ray @serve.batch", "litserve"
+RAY_OUR_TAIL, LIT_OUR_TAIL = f"{RAY}, our tail", f"{LIT}, our tail"
 BOUNDS: dict[str, Bound] = {
     "one_replica_over_limit": (">=", 0.85),
     "two_replicas_over_one_process_limit": (">=", 1.25),
@@ -107,7 +110,10 @@ def main() -> int:
         processes = [LimitProcess(), LimitProcess()]
         for process in processes:
             running.callback(process.close)
-        groups = [_ours] if options.without_peers else [_ours, _ray_batch, _uvicorn, _litserve]
+        groups: list[Callable[[contextlib.ExitStack, Path], list[System]]] = [_ours]
+        if not options.without_peers:
+            peers = (_ray_batch, _litserve)
+            groups += [partial(peer, tail=tail) for peer in peers for tail in (JUST_IN_TIME, OURS)] + [_uvicorn]
         with progress_bar() as bar:
             task = bar.add_task("measuring", total=len(groups) * options.rounds)
             for group in groups:
@@ -149,30 +155,33 @@ def _ours(started: contextlib.ExitStack, logs: Path) -> list[System]:
     return systems
 
 
-def _ray_batch(started: contextlib.ExitStack, logs: Path) -> list[System]:
+def _ray_batch(started: contextlib.ExitStack, logs: Path, *, tail: str) -> list[System]:
     config = {
         "http_options": {"host": HOST, "port": 8000},
         "logging_config": {"log_level": "WARNING", "enable_access_log": False},
         "applications": [{"name": "batch", "import_path": "benchmarks.serving.peer_ray_batch:app"}],
     }
-    defaults = {"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"}
+    defaults = {"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0", TAIL: tail}
     ray = started.enter_context(ray_serve("ray", config, log=logs / "ray.log", environment=defaults))
-    ray.wait_until_ready("/-/healthz", timeout_s=120)
-    return [System(name=RAY, address=(HOST, ray.port), path="/", processes=lambda: processes_of(ray))]
+    ray.wait_until_ready("/-/healthz", timeout_s=180)
+    name = RAY if tail == JUST_IN_TIME else RAY_OUR_TAIL
+    return [System(name=name, address=(HOST, ray.port), path="/", processes=lambda: processes_of(ray))]
 
 
 def _uvicorn(started: contextlib.ExitStack, logs: Path) -> list[System]:
     return [started.enter_context(plain(UVICORN, "benchmarks.serving.peer_uvicorn", log=logs / "uvicorn.log"))]
 
 
-def _litserve(started: contextlib.ExitStack, logs: Path) -> list[System]:
+def _litserve(started: contextlib.ExitStack, logs: Path, *, tail: str) -> list[System]:
     folder = litserve_path()
     if folder is None:
         print("LitServe cannot be installed here; it is left out", file=sys.stderr)
         return []
     module = "benchmarks.serving.peer_litserve"
     log = logs / "litserve.log"
-    return [started.enter_context(plain(LIT, module, log=log, path="/predict", pythonpath=folder))]
+    name = LIT if tail == JUST_IN_TIME else LIT_OUR_TAIL
+    peer = plain(name, module, log=log, path="/predict", pythonpath=folder, environment={TAIL: tail})
+    return [started.enter_context(peer)]
 
 
 def _figures(
@@ -206,7 +215,13 @@ def _figures(
         "alone_p50_over_in_process_ms": statistics.median(table[ONE, 1].p50_ms) - alone_ms,
         "failed_requests": float(sum(series.failed for series in table.values())),
     }
-    for name, key in ((RAY, "one_replica_over_ray_batch"), (LIT, "one_replica_over_litserve")):
+    compared = {
+        RAY: "one_replica_over_ray_batch",
+        LIT: "one_replica_over_litserve",
+        RAY_OUR_TAIL: "one_replica_over_ray_batch_with_our_tail",
+        LIT_OUR_TAIL: "one_replica_over_litserve_with_our_tail",
+    }
+    for name, key in compared.items():
         if (name, 32) in table:
             figures[key] = share(ONE) / share(name) if share(name) else float("nan")
     return figures

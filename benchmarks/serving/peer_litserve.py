@@ -15,9 +15,9 @@ class TailAPI(litserve.LitAPI):  # type: ignore[misc]
     """Bodies in, text out."""
 
     def setup(self, device: str) -> None:
-        from benchmarks.serving.tail import Tail
+        from benchmarks.serving.tail import peer_tail
 
-        self._tail = Tail()
+        self._tail = peer_tail()
 
     # Raw bytes pass through to the worker as they are; a Request would be parsed as JSON on the way.
     def decode_request(self, request: Annotated[bytes, Body()]) -> bytes:

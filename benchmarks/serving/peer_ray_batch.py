@@ -18,9 +18,9 @@ class BatchedTail:
     """The tail in a thread, so that the event loop stays free: anything less would be unfair."""
 
     def __init__(self) -> None:
-        from benchmarks.serving.tail import Tail
+        from benchmarks.serving.tail import peer_tail
 
-        self._tail = Tail()
+        self._tail = peer_tail()
 
     @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.005)  # type: ignore[untyped-decorator]
     async def answers(self, bodies: list[bytes]) -> list[tuple[bytes, int]]:

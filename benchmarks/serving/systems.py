@@ -66,10 +66,18 @@ def processes_of(server: ServerProcess) -> dict[int, ProcessUse]:
 
 
 @contextlib.contextmanager
-def plain(name: str, module: str, *, log: Path, path: str = "/", pythonpath: str = "") -> Iterator[System]:
+def plain(
+    name: str,
+    module: str,
+    *,
+    log: Path,
+    path: str = "/",
+    pythonpath: str = "",
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[System]:
     """A peer that is started by `python -m module PORT`."""
     port = free_port()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
     if pythonpath:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [pythonpath, os.environ.get("PYTHONPATH", "")]))
     with log.open("wb") as output:

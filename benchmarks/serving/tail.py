@@ -1,14 +1,18 @@
-"""The tail that every system of the comparison serves: the same weights, precision, library and bodies.
+"""The tail that every system of the comparison serves: the same weights, precision and bodies.
+
+Ours is compiled ahead of time and called without Python's lock. Peers run it too, to compare the servers alone, and run
+the tail as their users have it: `torch.compile` in the process that serves.
 
 Shape legend: N samples, K classes.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,8 +20,9 @@ from numpy.typing import NDArray
 
 from serve_app.compile_command import compile_for
 from serve_app.settings import AppSettings, ExecutionSettings
+from serve_app.tail_module import WeightCaster
 from serve_app.tail_runner import TailRunner
-from split_inference.feature_codec import CodecProfile, FeatureCodec
+from split_inference.feature_codec import CodecProfile, FeatureCodec, decode_tensor
 from split_inference.model_catalog import LoadedModel, load_model
 from split_inference.predictions import top_predictions
 from split_inference.wire import FeatureFrame, decode_frame, encode_frame
@@ -27,6 +32,9 @@ SPLIT_POINT = "resnet.encoder.stages.2"
 CODEC = "u4+lz4"
 BODIES = 32
 SMOOTH_SIDE = 14
+# Environment variable that tells a peer which tail to run, and its values.
+TAIL = "TAIL"
+OURS, JUST_IN_TIME = "ours", "torch.compile"
 
 
 def settings(*, buckets: Sequence[int] = (1, 4, 16), cache_folder: Path | None = None) -> AppSettings:
@@ -96,6 +104,18 @@ def bodies(*, deadline_budget_ms: int | None = None) -> list[bytes]:
     return frames
 
 
+class Answers(Protocol):
+    """What peers need of a tail."""
+
+    def answers(self, batch: Sequence[bytes]) -> list[bytes]: ...
+
+
+def peer_tail() -> Answers:
+    """The tail that TAIL names: ours, or torch.compile's."""
+    kinds: dict[str, type[Tail] | type[JustInTimeTail]] = {OURS: Tail, JUST_IN_TIME: JustInTimeTail}
+    return kinds[os.environ[TAIL]]()
+
+
 class Tail:
     """Decode, dequantise and run a list of bodies as one batch, in the thread that calls."""
 
@@ -122,5 +142,35 @@ class Tail:
         """What peers answer: the five likeliest classes as text."""
         # In whatever thread a peer calls from; OpenMP counts threads for each apart.
         torch.set_num_threads(1)
-        rows = top_predictions(self.logits(batch), labels=(), top_k=5)
-        return [",".join(f"{each.index}:{each.score:.4f}" for each in row).encode() for row in rows]
+        return _as_text(self.logits(batch))
+
+
+class JustInTimeTail:
+    """The same at bfloat16 and channels_last by `torch.compile` with a dynamic batch, warm for 1 to 16 rows."""
+
+    def __init__(self) -> None:
+        torch.set_num_threads(1)
+        tail = loaded_model().model.tail(SPLIT_POINT)
+        caster = WeightCaster(precision="bfloat16", channels_last=True, device=torch.device("cpu"))
+        # Frozen weights are folded and laid out for the processor: it is half of the gain, and no user would miss it.
+        torch._inductor.config.freezing = True
+        self._tail = torch.compile(caster.apply(tail), dynamic=True)
+        for count in (1, 2, 16):
+            self._run(np.zeros((count, *loaded_model().model.split_point(SPLIT_POINT).features[0].shape), np.float32))
+
+    def answers(self, batch: Sequence[bytes]) -> list[bytes]:
+        """The five likeliest classes as text."""
+        torch.set_num_threads(1)
+        features = [decode_tensor(decode_frame(each).tensors[0]) for each in batch]
+        return _as_text(self._run(np.concatenate(features)))
+
+    def _run(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            value = torch.from_numpy(features).to(torch.bfloat16, memory_format=torch.channels_last)
+            logits_NK: NDArray[np.float32] = self._tail(value).float().numpy()
+        return logits_NK
+
+
+def _as_text(logits_NK: NDArray[np.float32]) -> list[bytes]:
+    rows = top_predictions(logits_NK, labels=(), top_k=5)
+    return [",".join(f"{each.index}:{each.score:.4f}" for each in row).encode() for row in rows]
