@@ -10,10 +10,11 @@ from typing import Any
 
 from ray.serve import Application
 
-from serve_app.settings import AppSettings, CatalogSettings, read_settings
+from serve_app.settings import AppSettings, CatalogSettings
 from serve_app.tail_deployment import CatalogDeployment, TailDeployment
 from split_inference.errors import ConfigError, ModelLoadError
 from split_inference.model_uri import parse_uri
+from split_inference.settings import read_settings
 
 
 def build_app(args: AppSettings | Mapping[str, Any]) -> Application:

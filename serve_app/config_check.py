@@ -21,19 +21,11 @@ from typing import Any, NoReturn
 
 from pydantic import BaseModel, ValidationError
 
-from serve_app.settings import (
-    AppSettings,
-    CatalogSettings,
-    LiveSettings,
-    dotted,
-    first_problem,
-    known_keys,
-    settings_model,
-    unknown_key,
-)
+from serve_app.settings import AppSettings, CatalogSettings, LiveSettings
 from serve_app.tokens import TokenBook
-from serve_app.yaml_lines import Place, YamlFile, read_yaml
 from split_inference.errors import ConfigError, UsageError, WireError
+from split_inference.settings import dotted, first_problem, known_keys, settings_model, unknown_key
+from split_inference.yaml_lines import Place, YamlFile, read_yaml
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -27,9 +27,10 @@ from serve_app.observer import BatchFacts, Observer, Observers, RequestFacts
 from serve_app.replica_stats import ReplicaStats
 from serve_app.request_log import RequestLog
 from serve_app.service import Call, InferenceService
-from serve_app.settings import AppSettings, LiveSettings, read_settings
+from serve_app.settings import AppSettings, LiveSettings
 from serve_app.tail_runner import TailRunner
 from serve_app.tokens import TokenBook
+from split_inference.settings import read_settings
 from split_inference.wire import Prediction
 
 LOG = logging.getLogger(__name__)

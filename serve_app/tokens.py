@@ -20,8 +20,9 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from serve_app.settings import AuthSettings, ServedName, Settings, first_problem
+from serve_app.settings import AuthSettings, ServedName
 from split_inference.errors import ConfigError, UnauthorizedError
+from split_inference.settings import Settings, first_problem
 
 TOKEN_PREFIX = "si_"
 # 256 bits, as SHA-256 has. A guess is hopeless, which is why a fast hash without salt is enough: slow ones protect

@@ -30,14 +30,18 @@ def logging_into(folder):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(tmp_path_factory, logs):
     folder = tmp_path_factory.mktemp("live")
     # In throughput mode Serve holds a thousand lines of its logs back.
-    started = ServerProcess(logging_into(folder), environment={"RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1"})
-    started.logs = folder
+    started = ServerProcess(logging_into(logs), environment={"RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1"})
     with started.started(log=folder / "log"):
         started.wait_until_ready(ROUTE)
         yield started
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory):
+    return tmp_path_factory.mktemp("live-logs")
 
 
 def ask(url):
@@ -104,7 +108,7 @@ def wait_for(what, timeout_s=60):
         time.sleep(0.2)
 
 
-def test_a_refused_request_is_a_line_of_json_with_its_id_and_trace(server):
+def test_a_refused_request_is_a_line_of_json_with_its_id_and_trace(server, logs):
     trace = "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"
     headers = {"content-type": "image/jpeg", "x-request-id": "find-me", "traceparent": trace}
     request = urllib.request.Request(f"{server.url}{ROUTE}", data=b"no \n image", headers=headers)
@@ -114,7 +118,7 @@ def test_a_refused_request_is_a_line_of_json_with_its_id_and_trace(server):
     assert refused.value.headers["x-request-id"] == "find-me"
 
     def lines():
-        text = "".join(file.read_text() for file in server.logs.glob("replica_*.log"))
+        text = "".join(file.read_text() for file in logs.glob("replica_*.log"))
         return [json.loads(line) for line in text.splitlines() if "find-me" in line]
 
     wait_for(lines)

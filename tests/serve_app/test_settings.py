@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from serve_app.settings import AppSettings, CatalogSettings, Limits, read_settings
+from serve_app.settings import AppSettings, CatalogSettings, Limits
 from split_inference.errors import ConfigError
+from split_inference.settings import read_settings
 
 GOOD = {"model": "embedded:resnet20-cifar10"}
 

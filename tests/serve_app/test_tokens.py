@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.settings import AuthSettings, read_settings
+from serve_app.settings import AuthSettings
 from serve_app.tokens import (
     ANONYMOUS,
     MAX_HEADER_CHARACTERS,
@@ -21,6 +21,7 @@ from serve_app.tokens import (
     parse_entries,
 )
 from split_inference.errors import ConfigError, UnauthorizedError
+from split_inference.settings import read_settings
 
 
 def book_of(**tokens):

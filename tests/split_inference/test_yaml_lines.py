@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from serve_app.yaml_lines import read_yaml
 from split_inference.errors import ConfigError
+from split_inference.yaml_lines import read_yaml
 
 
 def read(tmp_path, text):

@@ -1,0 +1,221 @@
+"""A server in virtual time: replicas, queues, batches that fill while the model is busy, refusals, scaling, faults.
+
+Does what serve_app does (docs/decisions/0006-a-batcher-of-our-own.md) with times that were measured: a replica that
+idles begins a batch with what is there, a busy one collects; batches have one split point; what would be too late is
+refused. Knows the virtual clock and a seeded generator.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from typing import Any
+
+from edge_sim.fleet_server import Ask, Refused, Served
+from edge_sim.server_profile import BatchTimes, ServerProfile, quantile
+from edge_sim.virtual_clock import Promise, VirtualClock
+
+# As serve_app refuses: with the estimated wait, and at least so much.
+MIN_RETRY_AFTER_S = 0.05
+# The wait that clients hear of follows the last answers; a fifth of each.
+_SMOOTHING = 0.2
+_ANY = "*"
+
+
+class _Waiting:
+    """One request inside: when it came, what it is for, and who waits for it."""
+
+    __slots__ = ("arrived_s", "ask", "deadline_s", "promise")
+
+    def __init__(self, ask: Ask, arrived_s: float, deadline_s: float, promise: Promise) -> None:
+        self.ask, self.arrived_s, self.deadline_s, self.promise = ask, arrived_s, deadline_s, promise
+
+
+class _Replica:
+    """One model thread and what waits for it."""
+
+    __slots__ = ("alive", "busy_s", "busy_until_s", "pending", "queues", "running")
+
+    def __init__(self) -> None:
+        self.alive = True
+        self.queues: dict[str, deque[_Waiting]] = {}
+        self.pending = 0
+        self.running: list[_Waiting] = []
+        self.busy_until_s = 0.0
+        self.busy_s = 0.0
+        """Model time since the autoscaler looked last."""
+
+
+class ServerModel:
+    """A `FleetServer` on a VirtualClock."""
+
+    def __init__(self, profile: ServerProfile, clock: VirtualClock, *, seed: str, reply_bytes: int) -> None:
+        self._profile = profile
+        self._clock = clock
+        self._rng = random.Random(seed)
+        self._reply_bytes = reply_bytes
+        self._overhead_s = profile.overhead_s
+        self._times = {name: BatchTimes(by_rows) for name, by_rows in profile.batch_s.items()}
+        self._any = self._times.get(_ANY, next(iter(self._times.values())))
+        self._full_batch_s: dict[str, float] = {}
+        scaling = profile.autoscaling
+        count = scaling.min_replicas if scaling else profile.replicas
+        self._replicas = [_Replica() for _ in range(count)]
+        self._starting = 0
+        self._down_until_s = 0.0
+        self._reported_wait_s = 0.0
+        self.most_replicas = count
+        if scaling:
+            clock.start(self._scale())
+
+    @property
+    def replicas(self) -> int:
+        """Replicas that answer."""
+        return len(self._replicas)
+
+    def reported_wait_s(self) -> float:
+        return self._reported_wait_s
+
+    async def infer(self, ask: Ask, *, until_s: float) -> Served | Refused | None:
+        clock = self._clock
+        now_s = clock.now_s()
+        if now_s < self._down_until_s or not self._replicas:
+            return Refused("server_down", MIN_RETRY_AFTER_S)
+        if ask.bad:
+            return Refused("bad_frame", None)
+        overhead_s = quantile(self._overhead_s, self._rng.random())
+        replica = min(self._replicas, key=_pending)
+        wait_s = self._expected_wait_s(replica, ask.split_point, now_s)
+        if replica.pending >= self._profile.max_pending or now_s + wait_s + overhead_s > until_s:
+            self._report(wait_s)
+            return Refused("server_rejected", max(MIN_RETRY_AFTER_S, wait_s))
+        # Half before the model, for reading and decoding, half behind it.
+        await clock.sleep_until(now_s + overhead_s / 2)
+        if not replica.alive:
+            return Refused("server_down", MIN_RETRY_AFTER_S)
+        promise = Promise()
+        waiting = _Waiting(ask, now_s, until_s, promise)
+        replica.pending += 1
+        replica.queues.setdefault(ask.split_point, deque()).append(waiting)
+        if not replica.running:
+            self._begin(replica)
+        if not await clock.wait(promise, until_s=until_s):
+            return None
+        outcome: Served | Refused = promise.value
+        if type(outcome) is Served:
+            self._report(outcome.queue_s)
+            await clock.sleep_until(clock.now_s() + overhead_s / 2)
+            outcome = outcome._replace(service_s=outcome.service_s + overhead_s / 2)
+        return outcome
+
+    def go_down(self, *, for_s: float) -> None:
+        """Nobody answers for a while; what was inside is lost."""
+        self._down_until_s = self._clock.now_s() + for_s
+        for replica in self._replicas:
+            self._lose(replica)
+            replica.alive = True
+
+    def kill_replica(self, *, back_after_s: float) -> None:
+        """One replica is gone with what was inside, and another one answers after a while."""
+        if self._replicas:
+            self._lose(self._replicas.pop(0))
+            self._clock.at(self._clock.now_s() + back_after_s, self._join, None)
+
+    def _lose(self, replica: _Replica) -> None:
+        replica.alive = False
+        lost = [*replica.running, *(each for queue in replica.queues.values() for each in queue)]
+        replica.running, replica.queues, replica.pending = [], {}, 0
+        for each in lost:
+            self._clock.keep(each.promise, Refused("server_down", MIN_RETRY_AFTER_S))
+
+    def _expected_wait_s(self, replica: _Replica, split_point: str, now_s: float) -> float:
+        if not replica.running:
+            return 0.0
+        batches = replica.pending // self._profile.max_batch
+        full_s = self._full_batch_s.get(split_point)
+        if full_s is None:
+            full_s = self._times.get(split_point, self._any).seconds(self._profile.max_batch, 0.5)
+            self._full_batch_s[split_point] = full_s
+        return max(0.0, replica.busy_until_s - now_s) + batches * full_s
+
+    def _begin(self, replica: _Replica) -> None:
+        """Begin the batch whose first request has the earliest deadline."""
+        now_s = self._clock.now_s()
+        queue = None
+        for each in replica.queues.values():
+            while each and each[0].deadline_s <= now_s:
+                each.popleft()
+                replica.pending -= 1
+            if each and (queue is None or each[0].deadline_s < queue[0].deadline_s):
+                queue = each
+        if queue is None:
+            return
+        batch: list[_Waiting] = []
+        while queue and len(batch) < self._profile.max_batch:
+            waiting = queue.popleft()
+            if waiting.deadline_s > now_s:
+                batch.append(waiting)
+            else:
+                replica.pending -= 1
+        times = self._times.get(batch[0].ask.split_point, self._any)
+        took_s = times.seconds(len(batch), self._rng.random())
+        replica.running = batch
+        replica.busy_until_s = now_s + took_s
+        replica.busy_s += took_s
+        self._clock.at(now_s + took_s, self._end, (replica, batch, now_s))
+
+    def _end(self, what: tuple[_Replica, list[_Waiting], float]) -> None:
+        replica, batch, began_s = what
+        if replica.running is not batch:
+            return
+        clock = self._clock
+        took_s = clock.now_s() - began_s
+        replica.pending -= len(batch)
+        replica.running = []
+        for each in batch:
+            # Replies of one kind have one size: five classes, or the logits.
+            clock.keep(each.promise, Served(began_s - each.arrived_s, took_s, len(batch), self._reply_bytes, None))
+        self._begin(replica)
+
+    def _report(self, wait_s: float) -> None:
+        self._reported_wait_s += _SMOOTHING * (wait_s - self._reported_wait_s)
+
+    def _join(self, argument: Any) -> None:
+        self._replicas.append(_Replica())
+        self.most_replicas = max(self.most_replicas, len(self._replicas))
+
+    def _started(self, argument: Any) -> None:
+        self._starting -= 1
+        self._join(argument)
+
+    async def _scale(self) -> None:
+        scaling = self._profile.autoscaling
+        assert scaling is not None
+        clock = self._clock
+        over_s = under_s = 0.0
+        while True:
+            await clock.sleep_until(clock.now_s() + scaling.look_every_s)
+            count = len(self._replicas)
+            busy = sum(min(1.0, each.busy_s / scaling.look_every_s) for each in self._replicas)
+            for each in self._replicas:
+                each.busy_s = 0.0
+            wanted = max(1, -int(-busy / scaling.target_busy_share // 1))
+            wanted = min(scaling.max_replicas, max(scaling.min_replicas, min(wanted, 2 * max(1, count))))
+            have = count + self._starting
+            over_s = over_s + scaling.look_every_s if wanted > have else 0.0
+            under_s = under_s + scaling.look_every_s if wanted < have else 0.0
+            if wanted > have and over_s >= scaling.upscale_delay_s:
+                for _ in range(wanted - have):
+                    self._starting += 1
+                    clock.at(clock.now_s() + scaling.start_s, self._started)
+                over_s = 0.0
+            elif wanted < count and under_s >= scaling.downscale_delay_s:
+                # The idlest leave; what they hold is answered first, as serve_app drains.
+                idle = sorted((each for each in self._replicas if not each.pending), key=_pending)
+                for replica in idle[: count - wanted]:
+                    self._replicas.remove(replica)
+                under_s = 0.0
+
+
+def _pending(replica: _Replica) -> int:
+    return replica.pending
