@@ -65,8 +65,8 @@ class AdaptivePolicy:
     """The option with the least estimated cost, with hysteresis.
 
     It changes its mind only for what is better by `margin` (a share of the cost) than what it did last, so that noise
-    in the estimates is not followed. With `floor`, options that are known to be right less often are left out; where none
-    is left, the most accurate one is taken.
+    in the estimates is not followed. With `floor`, options that are known to be right less often are left out; where
+    none is left, the most accurate one is taken.
     """
 
     name = "adaptive"

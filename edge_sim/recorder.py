@@ -62,6 +62,10 @@ class RunRecorder:
         self._lines.write(json.dumps(facts, separators=(",", ":"), allow_nan=False) + "\n")
         self._lines.flush()
 
+    def lines(self, text: str) -> None:
+        """Append whole lines that somebody else put together; not flushed one by one."""
+        self._lines.write(text)
+
     def close(self) -> None:
         """Put everything on disk; safe to call twice."""
         if not self._lines.closed:

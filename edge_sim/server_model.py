@@ -89,13 +89,13 @@ class ServerModel:
         if replica.pending >= self._profile.max_pending or now_s + wait_s + overhead_s > until_s:
             self._report(wait_s)
             return Refused("server_rejected", max(MIN_RETRY_AFTER_S, wait_s))
+        replica.pending += 1
         # Half before the model, for reading and decoding, half behind it.
         await clock.sleep_until(now_s + overhead_s / 2)
         if not replica.alive:
             return Refused("server_down", MIN_RETRY_AFTER_S)
         promise = Promise()
         waiting = _Waiting(ask, now_s, until_s, promise)
-        replica.pending += 1
         replica.queues.setdefault(ask.split_point, deque()).append(waiting)
         if not replica.running:
             self._begin(replica)
@@ -129,9 +129,9 @@ class ServerModel:
             self._clock.keep(each.promise, Refused("server_down", MIN_RETRY_AFTER_S))
 
     def _expected_wait_s(self, replica: _Replica, split_point: str, now_s: float) -> float:
-        if not replica.running:
-            return 0.0
         batches = replica.pending // self._profile.max_batch
+        if not replica.running and not batches:
+            return 0.0
         full_s = self._full_batch_s.get(split_point)
         if full_s is None:
             full_s = self._times.get(split_point, self._any).seconds(self._profile.max_batch, 0.5)

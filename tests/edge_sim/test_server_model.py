@@ -1,0 +1,156 @@
+"""A simulated server batches, refuses, fails and grows as serve_app does."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_sim.fleet_server import Ask, Refused, Served
+from edge_sim.server_model import ServerModel
+from edge_sim.server_profile import Autoscaling, BatchTimes, ServerProfile
+from edge_sim.virtual_clock import VirtualClock
+
+
+def profile(**changes):
+    facts = {"source": "assumed", "overhead_s": [0.0], "batch_s": {"*": {1: [0.01], 16: [0.04]}}, "max_batch": 16}
+    return ServerProfile.model_validate(facts | changes)
+
+
+def ask(split_point="a", *, bad=False):
+    return Ask(0, split_point, 0, 1000, 0, bad)
+
+
+class World:
+    """A clock, a server, and what came back: (asked at, ended at, outcome)."""
+
+    def __init__(self, made=None):
+        self.clock = VirtualClock()
+        self.server = ServerModel(made or profile(), self.clock, seed="s", reply_bytes=200)
+        self.seen = []
+
+    def send(self, at_s, *, until_s=10.0, what=None):
+        async def one():
+            await self.clock.sleep_until(at_s)
+            outcome = await self.server.infer(what or ask(), until_s=until_s)
+            self.seen.append((at_s, self.clock.now_s(), outcome))
+
+        self.clock.start(one())
+
+    def run(self, until_s=60.0):
+        self.clock.run(until_s=until_s)
+        return self.seen
+
+
+def test_an_idle_server_begins_at_once_and_a_busy_one_collects():
+    world = World()
+    for at_s in (0.0, 0.001, 0.002, 0.003):
+        world.send(at_s)
+    seen = world.run()
+    assert [outcome.batch_samples for _, _, outcome in seen] == [1, 3, 3, 3]
+    assert seen[0][1] == pytest.approx(0.01)
+    assert seen[1][2].queue_s == pytest.approx(0.009)
+
+
+def test_a_batch_has_one_split_point_and_the_earliest_deadline_goes_first():
+    world = World()
+    world.send(0.0)
+    world.send(0.001, what=ask("a"), until_s=9.0)
+    world.send(0.002, what=ask("b"), until_s=5.0)
+    world.send(0.003, what=ask("a"), until_s=9.0)
+    seen = world.run()
+    assert [(at_s, outcome.batch_samples) for at_s, _, outcome in seen] == [
+        (0.0, 1),
+        (0.002, 1),
+        (0.001, 2),
+        (0.003, 2),
+    ]
+
+
+@settings(max_examples=30)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=60), st.floats(0.02, 0.3))
+def test_everyone_hears_something_by_the_deadline(moments, patience_s):
+    world = World()
+    for at_s in moments:
+        world.send(at_s, until_s=at_s + patience_s)
+    seen = world.run()
+    assert len(seen) == len(moments)
+    for at_s, ended_s, outcome in seen:
+        assert ended_s <= at_s + patience_s + 1e-9
+        assert outcome is None or isinstance(outcome, Served | Refused)
+
+
+def test_what_would_be_too_late_is_refused_with_the_wait():
+    world = World()
+    for _ in range(60):
+        world.send(0.0, until_s=0.06)
+    refused = [outcome for _, ended_s, outcome in world.run() if isinstance(outcome, Refused)]
+    assert refused
+    assert all(outcome.reason == "server_rejected" and outcome.retry_after_s >= 0.05 for outcome in refused)
+
+
+def test_more_than_the_pending_limit_are_refused():
+    world = World(profile(max_pending=4))
+    for _ in range(10):
+        world.send(0.0)
+    outcomes = [outcome for *_, outcome in world.run()]
+    assert sum(isinstance(each, Refused) for each in outcomes) == 6
+
+
+def test_a_server_that_is_down_refuses_and_loses_what_it_had():
+    world = World()
+    world.send(0.0)
+    world.clock.at(0.005, lambda _: world.server.go_down(for_s=1.0))
+    world.send(0.5)
+    world.send(1.5)
+    outcomes = {at_s: outcome for at_s, _, outcome in world.run()}
+    assert outcomes[0.0].reason == outcomes[0.5].reason == "server_down"
+    assert isinstance(outcomes[1.5], Served)
+
+
+def test_a_killed_replica_is_replaced():
+    world = World(profile(replicas=2))
+    world.clock.at(1.0, lambda _: world.server.kill_replica(back_after_s=2.0))
+    counts = []
+    for at_s in (0.5, 1.5, 3.5):
+        world.clock.at(at_s, lambda _: counts.append(world.server.replicas))
+    world.run()
+    assert counts == [2, 1, 2]
+
+
+def test_a_damaged_frame_is_refused_for_good():
+    world = World()
+    world.send(0.0, what=ask(bad=True))
+    assert world.run()[0][2] == Refused("bad_frame", None)
+
+
+def test_replicas_grow_under_load_after_their_delays_and_shrink_after_it():
+    scaling = Autoscaling(min_replicas=1, max_replicas=4, upscale_delay_s=4, downscale_delay_s=10, start_s=3)
+    world = World(profile(autoscaling=scaling.model_dump(), batch_s={"*": {1: [0.04], 16: [0.05]}}))
+    for number in range(60 * 200):
+        world.send(number / 200, until_s=number / 200 + 10)
+    counts = {}
+    for at_s in (5.0, 30.0, 90.0, 130.0):
+        world.clock.at(at_s, lambda at_s: counts.__setitem__(at_s, world.server.replicas), at_s)
+    world.run(until_s=131)
+    assert counts[5.0] == 1
+    assert counts[30.0] > 1
+    assert counts[130.0] == 1
+
+
+def test_one_seed_one_history():
+    def history():
+        world = World(profile(batch_s={"*": {1: [0.001, 0.02], 16: [0.01, 0.08]}}, overhead_s=[0.0, 0.004]))
+        for number in range(500):
+            world.send(number / 300, until_s=number / 300 + 0.2)
+        return world.run()
+
+    assert history() == history()
+
+
+@given(st.integers(1, 64), st.floats(0, 1))
+def test_times_lie_between_what_was_measured(rows, u):
+    times = BatchTimes({1: (0.01, 0.02), 4: (0.02, 0.03), 16: (0.05, 0.09)})
+    seconds = times.seconds(rows, u)
+    assert times.seconds(rows, 0) <= seconds <= times.seconds(rows, 1) + 1e-12
+    assert seconds <= times.seconds(rows + 1, u) + 1e-12
