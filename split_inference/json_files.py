@@ -22,11 +22,20 @@ def read_json_file(path: Path, kind: type[_Model], *, what: str) -> _Model:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{what} {path} is not JSON: {error}") from error
     except ValidationError as error:
-        raise ConfigError(f"{what} {path}: {_first_problem(error)}") from error
+        raise ConfigError(f"{what} {path}: {first_problem(error)}") from error
 
 
-def _first_problem(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
+    """The first thing that is wrong, as "<field>: <problem>, got <value>" in one line."""
     detail = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in detail["loc"])
-    got = "" if detail["type"] == "missing" else f", got {str(detail['input'])[:80]!r}"
+    where = ".".join(_shown(part) for part in detail["loc"])
+    # Of an object or a list the message says what is missing in it or unknown.
+    nothing_to_show = detail["type"] == "missing" or isinstance(detail["input"], dict | list)
+    got = "" if nothing_to_show else f", got {str(detail['input'])[:80]!r}"
     return f"{where + ': ' if where else ''}{detail['msg']}{got}"
+
+
+def _shown(part: str | int) -> str:
+    # An unknown key may be anything that somebody wrote.
+    text = str(part)[:80]
+    return text if text.isprintable() else repr(text)

@@ -1,0 +1,136 @@
+"""The command `payloads`: a folder of inputs becomes a file of prepared requests, for replay without torch.
+
+Knows the terminal: the table, the progress bar, exit codes. What is done is in payloads.py, which is imported when the
+command runs, because it brings torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from split_inference.calibration import refuse_unwritable
+from split_inference.cli import JsonOption, ModelArgument, err, out, print_json, progress_bar
+
+if TYPE_CHECKING:
+    from edge_sim.model_profile import ModelProfile
+    from split_inference.payload_file import PayloadHeader
+
+# As a shell reports a command that Ctrl-C ended.
+INTERRUPTED = 130
+
+
+def payloads(
+    model: ModelArgument,
+    inputs: Annotated[Path, typer.Option(help="Image or sound, a folder of them, or an archive; see `calibrate`.")],
+    file: Annotated[Path, typer.Option("--out", "-o", help="The payload file to write.")],
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="`server_only`, `SPLIT_POINT,CODEC` or a calibration's `FILE.json`; give it several times for several "
+            "options. By default the inputs as they are, and every stage's end with u8, u4 and u2.",
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take this many files of a folder, a seeded sample.")] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="Also write what a simulation has to know of the model, as JSON.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Prepare requests for replay: run the heads on your own inputs, keep every body and the answer it should get.
+
+    Load tests send what is in the file, and simulations read its sizes; neither needs torch or the model then.
+
+    Examples:
+
+    `python -m edge_sim payloads embedded:resnet20-cifar10 --inputs split_inference/embedded/samples --out r20.payloads`
+
+    `python -m edge_sim payloads embedded:resnet20-cifar10 --inputs photos/ --option "stage2,u4+lz4" --out s2.payloads`
+
+    `python -m edge_sim payloads hf:FOLDER --inputs photos/ --option server_only --option c.json -o m.payloads --json`
+    """
+    refuse_unwritable(file)
+    if profile is not None:
+        refuse_unwritable(profile)
+    try:
+        with progress_bar() as bar:
+            task = bar.add_task("importing torch", total=None)
+            from edge_sim.model_profile import ModelProfile
+            from edge_sim.payloads import make_payloads, parse_choice
+
+            def show(text: str, done: int, total: int) -> None:
+                bar.update(task, description=text, completed=done, total=total or None)
+
+            options = [parse_choice(text) for text in option] if option else None
+            header = make_payloads(model, inputs, file, options=options, limit=limit, on_progress=show)
+        made = ModelProfile.from_header(header)
+        if profile is not None:
+            made.save(profile)
+    except KeyboardInterrupt:
+        err.print(f"stopped; {file} was not written")
+        raise typer.Exit(INTERRUPTED) from None
+    if not header.model.trained:
+        from split_inference.model_card import UNTRAINED
+
+        err.print(f"[yellow]{header.model.name}: {UNTRAINED}[/yellow]")
+    if as_json:
+        print_json(_summary(file, header, made))
+    else:
+        _print(file, header, made)
+
+
+def _summary(file: Path, header: PayloadHeader, profile: ModelProfile) -> dict[str, Any]:
+    return {
+        "file": str(file),
+        "file_bytes": file.stat().st_size,
+        "model": header.model.name,
+        "digest": header.model.digest,
+        "trained": header.model.trained,
+        "inputs": len(header.inputs),
+        "correct_means": profile.correct_means,
+        "whole_correct": _share(profile.whole_correct),
+        "options": [
+            {
+                "option": number,
+                "mode": option.mode,
+                "split_point": option.split_point,
+                "codec": option.codec,
+                "calibrated": option.calibrated,
+                "head_macs_share": option.head_macs_share,
+                "bytes_mean": sum(option.sizes) / len(option.sizes),
+                "bytes_max": max(option.sizes),
+                "same_answer": _share([a == e for a, e in zip(option.answer, option.expected, strict=True)]),
+                "correct": _share(own.correct),
+            }
+            for number, (option, own) in enumerate(zip(header.options, profile.options, strict=True))
+        ],
+    }
+
+
+def _share(flags: tuple[bool, ...] | list[bool] | None) -> float | None:
+    return None if flags is None else sum(flags) / len(flags)
+
+
+def _print(file: Path, header: PayloadHeader, profile: ModelProfile) -> None:
+    summary = _summary(file, header, profile)
+    by_label = profile.correct_means == "label"
+    table = Table("option", "bytes per request", "head's MACs", "same answer as unsplit")
+    if by_label:
+        table.add_column("top-1")
+    for option, row in zip(header.options, summary["options"], strict=True):
+        cells = [
+            option.title,
+            f"{row['bytes_mean']:,.0f}",
+            f"{option.head_macs_share:.1%}",
+            f"{row['same_answer']:.1%}",
+        ]
+        table.add_row(*cells, *([f"{row['correct']:.1%}"] if by_label else []))
+    out.print(table)
+    unsplit = f"; unsplit it is right on {summary['whole_correct']:.1%}" if by_label else ""
+    out.print(
+        f"{header.model.name}: {len(header.inputs)} inputs with {len(header.options)} options, "
+        f"{summary['file_bytes']:,} bytes in {file}{unsplit}"
+    )
