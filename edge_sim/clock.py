@@ -65,6 +65,10 @@ class WallClock:
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
+    def restart(self) -> None:
+        """Let it be 0 again, before anything is started: getting ready has taken time."""
+        self._began_s = time.perf_counter()
+
     async def finish(self) -> None:
         """Return when all that was started has ended; raises what one of it raised."""
         if self._tasks and self._failure is None:

@@ -52,15 +52,23 @@ class RunRecorder:
             **facts,
             "requests": "requests.jsonl: one JSON object per request; seconds and bytes",
         }
-        partial = folder / ".header.json.partial"
-        partial.write_text(json.dumps(header, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(folder / "header.json")
+        self._write_header(header)
         self._lines: TextIOWrapper = (folder / "requests.jsonl").open("x", encoding="utf-8")
 
     def request(self, **facts: Any) -> None:
         """Append one request; flushed, so that another process may follow the file."""
         self._lines.write(json.dumps(facts, separators=(",", ":"), allow_nan=False) + "\n")
         self._lines.flush()
+
+    def add_facts(self, facts: Mapping[str, Any]) -> None:
+        """Put what is known only at the end into the header; also after closing."""
+        header = json.loads((self.folder / "header.json").read_text(encoding="utf-8"))
+        self._write_header({**header, **facts})
+
+    def _write_header(self, header: Mapping[str, Any]) -> None:
+        partial = self.folder / ".header.json.partial"
+        partial.write_text(json.dumps(header, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        partial.replace(self.folder / "header.json")
 
     def lines(self, text: str) -> None:
         """Append whole lines that somebody else put together; not flushed one by one."""

@@ -1,0 +1,277 @@
+"""A run of a scenario: in virtual time as fast as it computes, or on the wall clock against a real server.
+
+Writes header.json and requests.jsonl into a run folder, tells a watcher how it goes, and says when the run's own
+lateness makes it INVALID: devices that ask later than they were meant to have measured something else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_sim.clock import FleetClock, WallClock
+from edge_sim.fleet import Fleet, Hardware, Shard
+from edge_sim.fleet_server import FleetServer
+from edge_sim.http_fleet_server import HttpFleetServer
+from edge_sim.model_profile import ModelProfile
+from edge_sim.recorder import RunRecorder
+from edge_sim.request_record import Request, line_of
+from edge_sim.scenario import Scenario
+from edge_sim.server_model import ServerModel
+from edge_sim.server_profile import BatchTimes, ServerProfile, quantile
+from edge_sim.transport import HttpTransport
+from edge_sim.virtual_clock import VirtualClock
+from split_inference.errors import UsageError
+from split_inference.payload_file import PayloadFile
+
+MAX_LATENESS_P99_S = 0.020
+"""Of a valid run on the wall clock: the 99th percentile of how late requests began."""
+# Sockets to one server; each of 2,000 devices has at most a few requests under way.
+MAX_CONNECTIONS = 1000
+# Of a request that is alone, before a device has measured one.
+ASSUMED_SERVICE_S = 0.01
+# What may still be under way after the last deadline: the clock's own lateness.
+_GRACE_S = 1.0
+_LINES = 2000
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a run knows of itself so far."""
+
+    now_s: float = 0.0
+    requests: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    by_group: Counter[tuple[str, str]] = field(default_factory=Counter)
+    latency_s: float = 0.0
+    """Of the answers, summed."""
+    up_bytes: int = 0
+    answered: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResult:
+    """What came of it."""
+
+    folder: Path
+    requests: int
+    outcomes: Mapping[str, int]
+    lateness_p99_s: float
+    invalid: str | None
+    """Why the run says nothing; None where it is valid."""
+    wrong_answers: int
+
+
+class FleetRecorder:
+    """Takes finished requests: counts them, keeps how late they began, writes them in blocks."""
+
+    def __init__(self, recorder: RunRecorder) -> None:
+        self._recorder = recorder
+        self._lines: list[str] = []
+        self.late_s: list[float] = []
+        self.progress = Progress()
+
+    def write(self, who: str, how: str, request: Request) -> None:
+        progress = self.progress
+        progress.requests += 1
+        progress.outcomes[request.outcome] += 1
+        progress.up_bytes += request.up_bytes
+        if request.in_time:
+            progress.answered += 1
+            progress.latency_s += request.total_s
+        self.late_s.append(request.late_s)
+        self._lines.append(line_of(who, how, request))
+        if len(self._lines) >= _LINES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand over what has been put together."""
+        if self._lines:
+            self._lines.append("")
+            self._recorder.lines("\n".join(self._lines))
+            self._lines = []
+
+
+def run_scenario(
+    scenario: Scenario,
+    folder: Path,
+    *,
+    hardware: Hardware,
+    models: Mapping[str, ModelProfile],
+    command: str,
+    facts: Mapping[str, Any],
+    base: Path,
+    shard: Shard | None = None,
+    watch: Callable[[Progress], None] = lambda progress: None,
+) -> RunResult:
+    """Run it and write the run. `base` is the folder that the scenario's own paths start from.
+
+    Raises UsageError for what cannot be run. Ctrl-C ends the run; what was recorded until then stays.
+    """
+    header = {
+        "scenario": scenario.model_dump(mode="json"),
+        "scenario_name": scenario.name,
+        "clock": scenario.clock,
+        "seed": scenario.seed,
+        "duration_s": scenario.duration_s,
+        "shard": [shard.index, shard.count] if shard else [0, 1],
+        **facts,
+    }
+    with RunRecorder(folder, command=command, facts=header) as recorder:
+        writer = FleetRecorder(recorder)
+        try:
+            if scenario.clock == "virtual":
+                wrong = _run_virtual(scenario, writer, hardware, models, base, shard, watch)
+            else:
+                wrong = asyncio.run(_run_wall(scenario, writer, hardware, models, base, shard, watch))
+        finally:
+            writer.flush()
+    late_s = np.asarray(writer.late_s) if writer.late_s else np.zeros(1)
+    p99_s = float(np.quantile(late_s, 0.99))
+    invalid = None
+    if p99_s > MAX_LATENESS_P99_S:
+        invalid = f"requests began {1000 * p99_s:.0f} ms late at p99; at most {1000 * MAX_LATENESS_P99_S:.0f} ms count"
+    if not writer.progress.requests:
+        invalid = "no request was made"
+    recorder.add_facts(
+        {
+            "lateness_p99_s": p99_s,
+            "invalid": invalid,
+            "wrong_answers": wrong,
+            "outcomes": dict(writer.progress.outcomes),
+        }
+    )
+    return RunResult(
+        folder=folder,
+        requests=writer.progress.requests,
+        outcomes=dict(writer.progress.outcomes),
+        lateness_p99_s=p99_s,
+        invalid=invalid,
+        wrong_answers=wrong,
+    )
+
+
+def server_profiles(scenario: Scenario, base: Path) -> dict[str, ServerProfile]:
+    """By model, files read."""
+    return {
+        name: ServerProfile.read(base / profile) if isinstance(profile, Path) else profile
+        for name, profile in scenario.server.profiles.items()
+    }
+
+
+def expected_service_s(profile: ServerProfile) -> float:
+    """Of a request that is alone: what devices assume before they know better."""
+    times = next(iter(profile.batch_s.values()))
+    return BatchTimes(times).seconds(1, 0.5) + quantile(profile.overhead_s, 0.5)
+
+
+def _run_virtual(
+    scenario: Scenario,
+    writer: FleetRecorder,
+    hardware: Hardware,
+    models: Mapping[str, ModelProfile],
+    base: Path,
+    shard: Shard | None,
+    watch: Callable[[Progress], None],
+) -> int:
+    clock = VirtualClock()
+    profiles = server_profiles(scenario, base)
+    servers: dict[str, FleetServer] = {
+        name: ServerModel(
+            profiles[name],
+            clock,
+            seed=f"{scenario.seed}/server/{name}",
+            reply_bytes=models[name].options[0].reply_bytes,
+        )
+        for name in scenario.models
+    }
+    fleet = Fleet(
+        scenario,
+        models=models,
+        servers=servers,
+        service_s={name: expected_service_s(profile) for name, profile in profiles.items()},
+        hardware=hardware,
+        clock=clock,
+        writer=writer,
+        shard=shard,
+    )
+    fleet.start()
+    end_s = scenario.duration_s + _last_deadline_s(scenario) + _GRACE_S
+    steps = 200
+    try:
+        for step in range(1, steps + 1):
+            clock.run(until_s=end_s * step / steps)
+            writer.progress.now_s = min(scenario.duration_s, end_s * step / steps)
+            watch(writer.progress)
+    finally:
+        clock.close()
+    return 0
+
+
+async def _run_wall(
+    scenario: Scenario,
+    writer: FleetRecorder,
+    hardware: Hardware,
+    models: Mapping[str, ModelProfile],
+    base: Path,
+    shard: Shard | None,
+    watch: Callable[[Progress], None],
+) -> int:
+    assert scenario.server.url is not None
+    clock = WallClock()
+    transport = HttpTransport(scenario.server.url, connections=MAX_CONNECTIONS)
+    with contextlib.ExitStack() as files:
+        servers = _http_servers(scenario, base, transport, clock, files)
+        try:
+            fleet = Fleet(
+                scenario,
+                models=models,
+                servers=servers,
+                service_s=dict.fromkeys(scenario.models, ASSUMED_SERVICE_S),
+                hardware=hardware,
+                clock=clock,
+                writer=writer,
+                shard=shard,
+            )
+            clock.restart()
+            fleet.start()
+            watching = asyncio.ensure_future(_watch(clock, writer, watch))
+            try:
+                await clock.finish()
+            finally:
+                watching.cancel()
+                await clock.cancel()
+        finally:
+            await transport.close()
+        return sum(server.wrong_answers for server in servers.values())
+
+
+def _http_servers(
+    scenario: Scenario, base: Path, transport: HttpTransport, clock: FleetClock, files: contextlib.ExitStack
+) -> dict[str, HttpFleetServer]:
+    servers = {}
+    for name, model in scenario.models.items():
+        if model.payloads is None:
+            raise UsageError(f"models.{name}: clock wall needs payloads; `python -m edge_sim payloads` makes them")
+        payloads = files.enter_context(PayloadFile.open(base / model.payloads))
+        servers[name] = HttpFleetServer(transport, payloads, clock, route=model.route)
+    return servers
+
+
+async def _watch(clock: FleetClock, writer: FleetRecorder, watch: Callable[[Progress], None]) -> None:
+    while True:
+        await clock.sleep(0.25)
+        writer.progress.now_s = clock.now_s()
+        writer.flush()
+        watch(writer.progress)
+
+
+def _last_deadline_s(scenario: Scenario) -> float:
+    return max(group.deadline_s or scenario.deadline_s for group in scenario.groups)
