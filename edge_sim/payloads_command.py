@@ -70,7 +70,7 @@ def payloads(
         if profile is not None:
             made.save(profile)
     except KeyboardInterrupt:
-        err.print(f"stopped; {file} was not written")
+        err.print("stopped; no half file is left")
         raise typer.Exit(INTERRUPTED) from None
     if not header.model.trained:
         from split_inference.model_card import UNTRAINED
