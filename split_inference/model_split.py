@@ -151,6 +151,15 @@ class SplittableModel:
         """One module that gives the features of many single-tensor split points in one pass, in that order."""
         return self._graph.head(tuple(self._cut(name).nodes[0] for name in names))
 
+    def head_nodes(self, at: str) -> list[fx.Node]:
+        """The graph's nodes that the head computes, in order; at "output" all that the model computes."""
+        wanted = self._graph.ancestors(self._cut(at).nodes)
+        return [node for node in self._graph.module.graph.nodes if node in wanted]
+
+    def macs_of(self, node: fx.Node) -> int:
+        """Multiply-accumulates of one node of the graph, for one sample."""
+        return self._macs.get(node, 0)
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 over sorted weight names, dtypes, shapes and bytes, and the table of split points; 64 hex digits.
