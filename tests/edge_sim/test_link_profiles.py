@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from itertools import pairwise
 
 import pytest
 from rich.console import Console
@@ -52,6 +53,20 @@ def test_every_profile_that_ships_becomes_a_link(data_folder):
         down = link.deliver_down(up.arrives_at_s, 200)
         assert 0 < up.arrives_at_s < down.arrives_at_s < 5
         assert up.propagation_s >= profile.propagation_ms.value / 1000
+
+
+def test_a_message_into_the_hole_of_a_recorded_drive_is_delivered_after_it(data_folder):
+    profile = read_link_profiles()["att-lte-driving"]
+    trace = read_traces([profile], data_folder / "traces")["ATT-LTE-driving.up"]
+    moments = [trace.time_s(number) for number in range(trace.opportunities)]
+    hole_from_s, hole_until_s = max(pairwise(moments), key=lambda pair: pair[1] - pair[0])
+    assert hole_until_s - hole_from_s == pytest.approx(78.319)
+    link = build_link(profile, traces={trace.name: trace})
+    delivery = link.deliver_up(hole_from_s + 0.5, 1000)
+    assert delivery.arrives_at_s == hole_until_s + 0.0275
+    assert delivery.transmission_s == pytest.approx(77.819)
+    # The one behind it waits in the queue, and says so.
+    assert link.deliver_up(hole_from_s + 1.0, 1000).queued_s == pytest.approx(77.319)
 
 
 def test_seeds_make_devices_and_given_bottlenecks_make_a_cell():
