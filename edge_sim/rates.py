@@ -87,7 +87,7 @@ class MarkovRate:
 
     __slots__ = ("_bits", "_random", "_rates", "_state", "_states", "_times_s")
 
-    def __init__(self, states: Sequence[RateState], *, seed: int) -> None:
+    def __init__(self, states: Sequence[RateState], *, seed: int | str) -> None:
         if not states or not any(state.megabits_per_s > 0 for state in states):
             raise ValueError("a MarkovRate needs states, and one whose megabits_per_s is above 0")
         for state in states:

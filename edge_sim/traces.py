@@ -24,9 +24,9 @@ from split_inference.errors import DataError
 
 # One opportunity carries one full Ethernet payload (mahimahi, mm-link(1)).
 BYTES_PER_OPPORTUNITY = 1500
-# 16 MiB are 2.8 million opportunities of a five-digit millisecond: three times the longest published trace.
+# 2.4 million lines of a six-digit millisecond; Mahimahi's largest are a little over 1 MB.
 MAX_TRACE_BYTES = 16 * 2**20
-# Each opportunity takes 40 bytes of memory as a Python integer in a list; this many are an hour at 9.6 Mbit/s.
+# Each opportunity takes 40 bytes of memory as a Python integer in a list; this many are an hour at 10 Mbit/s.
 MAX_OPPORTUNITIES = 3_000_000
 # One day. Long recordings are loops of minutes; a larger number is nanoseconds or a Unix time by mistake.
 MAX_TIMESTAMP_MS = 86_400_000

@@ -25,7 +25,18 @@ def test_the_edge_never_imports_ray_or_the_server():
     assert not loaded & {"ray", "serve_app", "locust"}
 
 
-@pytest.mark.parametrize("module", ["edge_sim", "edge_sim.commands", "edge_sim.demo_summary", "edge_sim.recorder"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "edge_sim",
+        "edge_sim.commands",
+        "edge_sim.demo_summary",
+        "edge_sim.recorder",
+        "edge_sim.bandwidth",
+        "edge_sim.energy",
+        "edge_sim.link_table",
+    ],
+)
 def test_listing_commands_and_reading_records_needs_no_torch(module):
     assert "torch" not in imported_by(f"import {module}")
 
