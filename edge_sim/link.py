@@ -259,7 +259,7 @@ class Link:
         loss: float = 0.0,
         retransmission_s: float | None = None,
         overhead_bytes: int = OVERHEAD_BYTES,
-        seed: int = 0,
+        seed: int | str = 0,
     ) -> None:
         def direction(bottleneck: Bottleneck, name: str) -> Direction:
             return Direction(

@@ -36,9 +36,9 @@ class View:
     """Of a request on the server once its turn has come."""
     battery_share: float = 1.0
     compute_w: float = 1.0
-    """Power of the processor at work, above idle."""
+    """Power while it computes."""
     radio_w: float = 1.0
-    """Power of the radio while it sends."""
+    """Power while it sends."""
     idle_w: float = 0.0
 
 

@@ -17,11 +17,11 @@ class Power:
     """Watts of one device."""
 
     compute_w: float
-    """Of the processor at work, above idle."""
+    """Of all of it while it computes."""
     idle_w: float
-    """Of all of it, waiting."""
+    """Of all of it while it waits, and neither computes nor sends."""
     radio_base_w: float
-    """While sending, beside what the rate costs."""
+    """Of all of it while it sends, beside what the rate costs."""
     radio_w_per_mbit_s: float
     tail_s: float = 0.0
     """For which the radio stays awake after a transfer."""

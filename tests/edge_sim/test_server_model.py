@@ -86,7 +86,7 @@ def test_what_would_be_too_late_is_refused_with_the_wait():
         world.send(0.0, until_s=0.06)
     refused = [outcome for _, ended_s, outcome in world.run() if isinstance(outcome, Refused)]
     assert refused
-    assert all(outcome.reason == "server_rejected" and outcome.retry_after_s >= 0.05 for outcome in refused)
+    assert all(each.reason == "server_rejected" and (each.retry_after_s or 0) >= 0.05 for each in refused)
 
 
 def test_more_than_the_pending_limit_are_refused():
@@ -129,7 +129,7 @@ def test_replicas_grow_under_load_after_their_delays_and_shrink_after_it():
     world = World(profile(autoscaling=scaling.model_dump(), batch_s={"*": {1: [0.04], 16: [0.05]}}))
     for number in range(60 * 200):
         world.send(number / 200, until_s=number / 200 + 10)
-    counts = {}
+    counts: dict[float, int] = {}
     for at_s in (5.0, 30.0, 90.0, 130.0):
         world.clock.at(at_s, lambda at_s: counts.__setitem__(at_s, world.server.replicas), at_s)
     world.run(until_s=131)

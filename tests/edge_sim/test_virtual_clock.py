@@ -85,7 +85,8 @@ def test_what_fails_ends_the_run_and_close_ends_the_others():
 
 
 def test_it_runs_up_to_a_moment_and_no_further():
-    clock, seen = VirtualClock(), []
+    clock = VirtualClock()
+    seen: list[float] = []
     for at_s in (1.0, 2.0, 3.0):
         clock.at(at_s, seen.append, at_s)
     clock.run(until_s=2.0)
