@@ -39,6 +39,8 @@ class View:
     """Power while it computes."""
     radio_w: float = 1.0
     """Power while it sends."""
+    tail_j: float = 0.0
+    """Of the radio's tail, that a transfer now would add."""
     idle_w: float = 0.0
 
 
@@ -125,7 +127,7 @@ def energy_j(view: View, option: PlanOption) -> float:
         return compute_s * view.compute_w
     send_s = option.mean_bytes / view.up_bytes_per_s
     waiting_s = latency_s(view, option) - compute_s - send_s
-    return compute_s * view.compute_w + send_s * view.radio_w + max(0.0, waiting_s) * view.idle_w
+    return compute_s * view.compute_w + send_s * view.radio_w + max(0.0, waiting_s) * view.idle_w + view.tail_j
 
 
 def _bytes(view: View, option: PlanOption) -> float:

@@ -72,12 +72,15 @@ class PowerMeter:
         """Joules of waiting."""
         return self._spend(self._power.idle_w * seconds)
 
-    def fill(self, view: View) -> None:
+    def fill(self, view: View, *, now_s: float) -> None:
         """Tell a policy."""
         power = self._power
         view.compute_w = power.compute_w
         view.idle_w = power.idle_w
         view.radio_w = power.radio_base_w + power.radio_w_per_mbit_s * view.up_bytes_per_s * 8e-6
+        # What is left of the tail before is paid for already.
+        left_s = min(power.tail_s, max(0.0, self._tail_until_s - now_s))
+        view.tail_j = power.tail_w * (power.tail_s - left_s)
         view.battery_share = self.battery_share
 
     def _spend(self, joules: float) -> float:

@@ -314,6 +314,10 @@ def serve_environment(folder: Path) -> dict[str, str]:
         # Sessions, sockets and logs of daemons go where they are deleted with the server.
         "RAY_TMPDIR": str(folder),
         "TMPDIR": str(folder),
+        # As `make serve` has it: what Serve does all the time, less often.
+        "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+        "RAY_SERVE_EVENT_LOOP_MONITORING_INTERVAL_S": "60",
         # Nobody else's requests are to be drained here.
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.01",

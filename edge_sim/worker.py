@@ -196,7 +196,7 @@ class EdgeWorker:
         view.server_wait_s = choices.server.reported_wait_s()
         view.service_s = choices.service_s
         view.down_s = choices.reply_bytes / self._path.down_bytes_per_s
-        self._power.fill(view)
+        self._power.fill(view, now_s=now_s)
         return choices.policy.choose(view, choices.options)
 
     async def _process(self, request: Request, option: PlanOption, item: int) -> None:

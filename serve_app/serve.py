@@ -27,6 +27,11 @@ FLAGS: Mapping[str, str] = {
     # After a proxy dies: 5 s without service with these two, 24 s with Serve's defaults.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "2",
+    # What Serve's own processes do all the time, less often: together a twentieth of a core, and a busier loop is a
+    # later answer. Metrics are scraped every ten seconds anyway.
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    "RAY_SERVE_EVENT_LOOP_MONITORING_INTERVAL_S": "60",
     # The deadlines of mobile requests lie between these.
     "RAY_SERVE_REQUEST_LATENCY_BUCKETS_MS": "1,2,3,5,7,10,15,20,30,50,75,100,200,500,1000,2000",
 }
