@@ -1,9 +1,10 @@
 """The adaptive policy beside every fixed one, over real cellular traces and over the published networks.
 
 Two devices, two models, four recorded uplinks, five seeds, a deadline of a second; in virtual time, each trace once
-from its beginning to its end. Mean latency is over all requests; one that was given up counts as its deadline. A policy's
-figure is the median over the seeds. "In hindsight" takes for each request the best of all fixed policies' latencies: no
-policy that cannot see ahead reaches it. Where one fixed policy is the best for every request, that is the bound too.
+from its beginning to its end. Mean latency is over all requests; one that was given up counts as its deadline. A
+policy's figure is the median over the seeds. "In hindsight" takes for each request the best of all fixed policies'
+latencies: no policy that cannot see ahead reaches it. Where one fixed policy is the best for every request, that is the
+bound too.
 """
 
 from __future__ import annotations

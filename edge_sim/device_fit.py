@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -63,8 +64,12 @@ class DeviceFit:
         self._devices = devices
         self._works = works
         self._costs = _fit(devices, {name: work.whole for name, work in works.items()})
-        rows = [abs(row.relative_error) for row in leave_one_model_out(devices, works)]
-        self.expected_error = float(np.median(rows)) if rows else float("inf")
+
+    @cached_property
+    def expected_error(self) -> float:
+        """Median of the check by leaving each model out, without a sign."""
+        rows = [abs(row.relative_error) for row in leave_one_model_out(self._devices, self._works)]
+        return float(np.median(rows)) if rows else float("inf")
 
     def costs(self, device: str) -> Array:
         """Seconds per unit, in the order of Work's fields."""

@@ -44,6 +44,10 @@ from split_inference.errors import ConfigError
 class Hardware(Protocol):
     """What devices and links are made of: from profiles, or put in by a test. Raises ConfigError for unknown names."""
 
+    @property
+    def assumed(self) -> Sequence[str]:
+        """The figures that were used and that nobody measured."""
+
     def device(self, name: str) -> Device:
         """A new one, idle and cool."""
 

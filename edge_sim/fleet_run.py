@@ -142,6 +142,7 @@ def run_scenario(
         invalid = "no request was made"
     recorder.add_facts(
         {
+            "assumed": list(hardware.assumed),
             "lateness_p99_s": p99_s,
             "invalid": invalid,
             "wrong_answers": wrong,

@@ -120,6 +120,7 @@ class EdgeWorker:
         self._epoch = 0
         self._ready_s = 0.0
         self._up_free_s = 0.0
+        self._stuck_until_s = 0.0
         self._allowance = conduct.upload_limit_bytes_per_s or 0.0
         self._allowance_s = 0.0
         self.bad_share = 0.0
@@ -210,9 +211,9 @@ class EdgeWorker:
         if option.mode == DEVICE_ONLY:
             await self._finish_here(request, option.head_s, deadline_s, item, whole=True)
             return
-        if self._link.is_down(now_s):
+        if self._link.is_down(now_s) or now_s < self._stuck_until_s:
             # Nothing can be sent: the whole model here, without a detour over the head.
-            request.reason = "link_down"
+            request.reason = "link_down" if self._link.is_down(now_s) else "link_stalled"
             await self._finish_here(request, choices.whole.head_s, deadline_s, item, whole=True)
             return
         if option.head_s > 0:
@@ -255,6 +256,8 @@ class EdgeWorker:
                 await clock.sleep_until(last_s)
                 # It was on its way for so long, and did not get through.
                 self._observe(size * _share_sent(up, last_s - now_s), last_s - now_s)
+                # A later frame would wait behind this one; whether it has left by then, the device will see.
+                self._stuck_until_s = max(self._stuck_until_s, left_s)
                 request.reason = "link_too_slow"
                 return False
             await clock.sleep_until(up.arrives_at_s)

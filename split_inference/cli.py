@@ -334,15 +334,20 @@ def _join_commands() -> None:
 
 
 def main() -> None:
-    """Run the command line; every refusal of ours is one line on standard error."""
+    """The `split-inference` command."""
     _join_commands()
+    run(app, "split-inference")
+
+
+def run(commands: typer.Typer, name: str) -> None:
+    """Run a command line; every refusal of ours is one line on standard error that begins with `name`."""
     try:
-        app()
+        commands()
     except ServerError as error:
-        print(f"split-inference: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except SplitInferenceError as error:
-        print(f"split-inference: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except BrokenPipeError:  # `split-inference models | head`
         raise SystemExit(1) from None

@@ -1,0 +1,462 @@
+"""The simulator's commands: run, validate, schema, devices, links, replay, payloads, calibrate-server, worker.
+
+Knows the terminal: tables, live progress, exit codes. What is done is in other files, imported when a command runs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Group as Lines
+from rich.live import Live
+from rich.table import Table
+
+from edge_sim.payloads_command import payloads
+from split_inference.cli import JsonOption, err, out, print_json, run
+from split_inference.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from edge_sim.fleet import Shard
+    from edge_sim.fleet_run import Progress, RunResult
+    from edge_sim.scenario import Scenario
+
+INTERRUPTED = 130
+# An invalid run is no failure of the server, and no success either.
+INVALID = 3
+
+app = typer.Typer(
+    name="python -m edge_sim",
+    help="A fleet of simulated edge devices: scenarios in virtual time or against a real server.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+ScenarioArgument = Annotated[Path, typer.Argument(metavar="SCENARIO.yaml", help="The scenario's file.")]
+RunsOption = Annotated[Path, typer.Option("--runs", help="Folder in which the run's own folder is made.")]
+TracesOption = Annotated[
+    Path | None, typer.Option("--traces", help="Folder with the traces that link profiles name; they are not ours.")
+]
+
+
+def main() -> None:
+    """Run the command line."""
+    run(app, "edge_sim")
+
+
+app.command()(payloads)
+
+
+@app.command("run")
+def run_command(
+    scenario: ScenarioArgument,
+    runs: RunsOption = Path("runs"),
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Only every N-th device, from the I-th on (from 0).")
+    ] = None,
+    traces: TracesOption = None,
+    url: Annotated[str | None, typer.Option(help="The server, instead of the scenario's.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Send load to a host that is not this machine.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a scenario, and write header.json and requests.jsonl into a folder of its own.
+
+    Exit code 3 where the run is INVALID: its own lateness says that it measured something else.
+
+    Examples:
+
+    `python -m edge_sim run edge_sim/scenarios/mixed.yaml`
+
+    `python -m edge_sim run wall.yaml --url http://127.0.0.1:8000 --shard 0/4 --json`
+    """
+    from edge_sim.scenario import read_scenario
+
+    found = read_scenario(scenario)
+    if url is not None:
+        found = found.model_copy(update={"server": found.server.model_copy(update={"url": url})})
+    result, assumed = _run(
+        found, base=scenario.parent, runs=runs, shard=_shard(shard), traces=traces, yes=yes, quiet=as_json
+    )
+    _finish(result, assumed, as_json=as_json)
+
+
+@app.command()
+def replay(
+    folder: Annotated[Path, typer.Argument(metavar="runs/TIME", help="The run to repeat.")],
+    runs: RunsOption = Path("runs"),
+    traces: TracesOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Send load to a host that is not this machine.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the scenario of an earlier run once more. In virtual time its records have to be the same, byte for byte.
+
+    Example:
+
+    `python -m edge_sim replay runs/20261121T101500Z`
+    """
+    from edge_sim.fleet import Shard
+    from edge_sim.scenario import Scenario
+
+    header = _header(folder)
+    try:
+        scenario = Scenario.model_validate(header["scenario"])
+        index, count = header["shard"]
+        base = Path(header["scenario_folder"])
+    except (KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{folder}/header.json is of no run of a scenario: {reason}") from None
+    result, assumed = _run(
+        scenario, base=base, runs=runs, shard=Shard(index, count), traces=traces, yes=yes, quiet=as_json
+    )
+    same = None
+    if scenario.clock == "virtual":
+        same = (folder / "requests.jsonl").read_bytes() == (result.folder / "requests.jsonl").read_bytes()
+    _finish(result, assumed, as_json=as_json, facts={"same_records": same})
+    if same is False:
+        err.print(f"edge_sim: {result.folder} differs from {folder}: made by another version, profile or trace")
+        raise typer.Exit(1)
+
+
+@app.command()
+def validate(scenario: ScenarioArgument, as_json: JsonOption = False) -> None:
+    """Check a scenario without running it: keys, values, names of profiles, files.
+
+    Example:
+
+    `python -m edge_sim validate edge_sim/scenarios/mixed.yaml`
+    """
+    from edge_sim.scenario import read_scenario
+
+    found = read_scenario(scenario)
+    _models(found, scenario.parent)
+    devices = sum(group.count for group in found.groups)
+    rate = sum(group.count * group.arrivals.rate_per_s for group in found.groups)
+    facts = {"scenario": found.name, "devices": devices, "requests_per_s": rate, "duration_s": found.duration_s}
+    if as_json:
+        print_json(facts)
+    else:
+        out.print(
+            f"{scenario}: fine; {devices} devices, {rate:g} requests/s for {found.duration_s:g} s "
+            f"on the {found.clock} clock"
+        )
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of scenario files, for editors.
+
+    Example:
+
+    `python -m edge_sim schema > scenario.schema.json`
+    """
+    from edge_sim.scenario import Scenario
+
+    print_json(Scenario.model_json_schema())
+
+
+@app.command()
+def devices(
+    check: Annotated[bool, typer.Option("--check", help="How wrong the fit is: each network left out of it.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """The devices, and how long networks take on them: measured, or by a fit over what was measured.
+
+    Examples:
+
+    `python -m edge_sim devices`
+
+    `python -m edge_sim devices --check --json`
+    """
+    from edge_sim.device_profiles import DEVICE_PROFILES, DeviceProfiles
+    from edge_sim.device_table import check_rows, device_rows, render_check, render_devices
+    from edge_sim.profile_files import read_profiles
+    from edge_sim.work import reference_work
+
+    table, works = read_profiles(DEVICE_PROFILES, DeviceProfiles), reference_work()
+    if check:
+        rows, figures = check_rows(table.profiles, works)
+        if as_json:
+            print_json(
+                {"figures": figures, "rows": [{**asdict(row), "relative_error": row.relative_error} for row in rows]}
+            )
+        else:
+            render_check(out, rows, figures)
+        return
+    found = device_rows(table.profiles, works, source=table.source)
+    if as_json:
+        print_json(found)
+    else:
+        render_devices(out, found)
+
+
+@app.command()
+def links(traces: TracesOption = None, as_json: JsonOption = False) -> None:
+    """The links: rates, delays, and which of them anybody measured.
+
+    Example:
+
+    `python -m edge_sim links --traces ../traces`
+    """
+    from edge_sim.link_profiles import read_link_profiles, read_traces
+    from edge_sim.link_table import link_rows, render_links
+
+    profiles = read_link_profiles()
+    rows = link_rows(profiles, read_traces(profiles.values(), traces) if traces is not None else {})
+    if as_json:
+        print_json(rows)
+    else:
+        render_links(out, rows)
+
+
+def _run(
+    scenario: Scenario,
+    *,
+    base: Path,
+    runs: Path,
+    shard: Shard | None,
+    traces: Path | None,
+    yes: bool,
+    quiet: bool,
+) -> tuple[RunResult, list[str]]:
+    from edge_sim.fleet_run import run_scenario
+    from edge_sim.hardware import ProfileHardware
+    from edge_sim.recorder import new_run_folder
+    from edge_sim.transport import is_loopback
+
+    if scenario.clock == "wall" and scenario.server.url and not yes and not is_loopback(_host(scenario.server.url)):
+        raise UsageError(f"{scenario.server.url} is not this machine: say --yes if load may go there")
+    hardware = ProfileHardware(folder=base, traces=traces)
+    models = _models(scenario, base)
+    devices = sum(group.count for group in scenario.groups)
+    if not quiet:
+        rate = sum(group.count * group.arrivals.rate_per_s for group in scenario.groups)
+        err.print(f"{devices} devices, {rate:g} requests/s for {scenario.duration_s:g} s on the {scenario.clock} clock")
+    with Live(console=err, refresh_per_second=4, transient=True) as live:
+        result = run_scenario(
+            scenario,
+            new_run_folder(runs),
+            hardware=hardware,
+            models=models,
+            command=shlex.join(["python", "-m", "edge_sim", *sys.argv[1:]]),
+            facts={"scenario_folder": str(base.resolve())},
+            base=base,
+            shard=shard,
+            watch=(lambda progress: None) if quiet else (lambda progress: live.update(_live(progress, scenario))),
+        )
+    return result, hardware.assumed
+
+
+def _live(progress: Progress, scenario: Scenario) -> Any:
+    table = Table.grid(padding=(0, 2))
+    answered = max(1, progress.answered)
+    table.add_row(
+        f"{progress.now_s:.0f} of {scenario.duration_s:.0f} s",
+        f"{progress.requests} requests",
+        f"{1000 * progress.latency_s / answered:.0f} ms mean",
+        f"{progress.up_bytes / max(1, progress.requests) / 1000:.1f} KB each",
+        f"{progress.requests / max(progress.now_s, 1e-9):.0f}/s",
+    )
+    outcomes = "  ".join(f"{name} {count}" for name, count in progress.outcomes.most_common())
+    return Lines(table, outcomes)
+
+
+def _finish(result: RunResult, assumed: list[str], *, as_json: bool, facts: Mapping[str, Any] | None = None) -> None:
+    if as_json:
+        print_json({**asdict(result), "folder": str(result.folder), "assumed": assumed, **(facts or {})})
+    else:
+        outcomes = ", ".join(f"{name} {count}" for name, count in sorted(result.outcomes.items()))
+        out.print(f"{result.requests} requests: {outcomes}")
+        if assumed:
+            out.print(f"{len(assumed)} figures behind this were assumed; header.json names each with its range")
+        out.print(f"written to {result.folder}")
+    if result.invalid:
+        err.print(f"edge_sim: INVALID: {result.invalid}")
+        raise typer.Exit(INVALID)
+
+
+def _models(scenario: Scenario, base: Path) -> dict[str, Any]:
+    from edge_sim.model_profile import ModelProfile
+
+    return {
+        name: ModelProfile.load(base / model.profile if model.profile.endswith(".json") else model.profile)
+        for name, model in scenario.models.items()
+    }
+
+
+def _shard(text: str | None) -> Shard | None:
+    from edge_sim.fleet import Shard
+
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if match is None or not int(match[1]) < int(match[2]):
+        raise UsageError(f"--shard {text!r}: expected I/N with 0 <= I < N, as in 0/4")
+    return Shard(int(match[1]), int(match[2]))
+
+
+def _header(folder: Path) -> dict[str, Any]:
+    try:
+        header = json.loads((folder / "header.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{folder} is no run's folder: {' '.join(str(error).split())}") from None
+    if not isinstance(header, dict):
+        raise UsageError(f"{folder}/header.json is no header")
+    return header
+
+
+def _host(url: str) -> str:
+    from urllib.parse import urlsplit
+
+    return urlsplit(url).hostname or ""
+
+
+@app.command("calibrate-server")
+def calibrate_server(
+    url: Annotated[str, typer.Option(help="The server, as in http://127.0.0.1:8000.")],
+    payload_file: Annotated[Path, typer.Option("--payloads", help="Prepared requests; see `payloads`.")],
+    file: Annotated[Path, typer.Option("--out", "-o", help="The server profile to write, as JSON.")],
+    option: Annotated[int, typer.Option(min=0, help="Which of the payload file's options to ask.")] = 0,
+    seconds: Annotated[float, typer.Option(min=0.5, help="Seconds at each of ten concurrencies.")] = 3.0,
+    replicas: Annotated[int, typer.Option(min=1, help="Replicas that the server has.")] = 1,
+    max_batch: Annotated[int, typer.Option(min=1, help="Its max_batch_samples.")] = 16,
+    yes: Annotated[bool, typer.Option("--yes", help="Send load to a host that is not this machine.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a real server, so that scenarios in virtual time can have one like it.
+
+    Example:
+
+    `python -m edge_sim calibrate-server --url http://127.0.0.1:8000 --payloads r20.payloads --out server.json`
+    """
+    import asyncio
+
+    from edge_sim.calibrate_server import capacity_per_s, measure, profile_of
+    from edge_sim.transport import HttpTransport, is_loopback
+    from split_inference.calibration import refuse_unwritable
+    from split_inference.cli import progress_bar
+    from split_inference.payload_file import PayloadFile
+
+    refuse_unwritable(file)
+    if not yes and not is_loopback(_host(url)):
+        raise UsageError(f"{url} is not this machine: say --yes if load may go there")
+    with PayloadFile.open(payload_file) as payload:
+        if option >= len(payload.header.options):
+            raise UsageError(f"--option {option}: {payload_file} has {len(payload.header.options)} options, from 0")
+
+        async def ask() -> Any:
+            transport = HttpTransport(url, connections=64)
+            try:
+                with progress_bar() as bar:
+                    task = bar.add_task("measuring", total=None)
+                    return await measure(
+                        transport,
+                        payload,
+                        option=option,
+                        seconds=seconds,
+                        on_level=lambda done, of: bar.update(task, completed=done, total=of),
+                    )
+            finally:
+                await transport.close()
+
+        samples = asyncio.run(ask())
+        title = payload.header.options[option].title
+        profile = profile_of(
+            samples,
+            split_point="*",
+            source=f"calibrate-server {url}, {payload.header.model.name}, {title}",
+            replicas=replicas,
+            max_batch=max_batch,
+        )
+    file.write_text(profile.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    capacity = capacity_per_s(samples, seconds=seconds)
+    sizes = profile.batch_s["*"]
+    if as_json:
+        print_json({"file": str(file), "capacity_per_s": capacity, "answers": len(samples), "batches": list(sizes)})
+        return
+    out.print(f"{len(samples)} answers, at most {capacity:.0f}/s")
+    for rows, quantiles in sizes.items():
+        out.print(f"batch of {rows}: median {1000 * quantiles[len(quantiles) // 2]:.1f} ms")
+    out.print(f"written to {file}")
+
+
+@app.command()
+def worker(
+    url: Annotated[str, typer.Option(help="The server, as in http://127.0.0.1:8000.")],
+    inputs: Annotated[Path, typer.Option(help="Images or sounds of this device, a folder of them, or one.")],
+    rate: Annotated[float, typer.Option(min=0.001, help="Requests a second, at Poisson moments.")] = 1.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="For how long.")] = 60.0,
+    deadline: Annotated[float, typer.Option(min=0.01, help="Seconds; later answers are not in time.")] = 1.0,
+    model: Annotated[str, typer.Option(help="Model URI, the same as the server's.")] = "embedded:resnet20-cifar10",
+    calibration: Annotated[Path | None, typer.Option(help="File of `split-inference calibrate`.")] = None,
+    at: Annotated[str | None, typer.Option(help="Split point, where there is no calibration.")] = None,
+    codec: Annotated[str | None, typer.Option(help="Codec, where there is no calibration.")] = None,
+    name: Annotated[str, typer.Option(help="This device's name in the records.")] = "device",
+    token_file: Annotated[Path | None, typer.Option(help="File with the bearer token for the server.")] = None,
+    ca: Annotated[Path | None, typer.Option(help="PEM file with the certificates to trust.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the moments.")] = 0,
+    runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """This machine as one real device: its own processor, its own network, the fleet's records.
+
+    Examples:
+
+    `python -m edge_sim worker --url http://192.168.1.20:8000 --inputs photos/ --rate 2 --seconds 300`
+
+    `python -m edge_sim worker --url http://127.0.0.1:8000 --inputs split_inference/embedded/samples --rate 5 --json`
+    """
+    import asyncio
+
+    from edge_sim.client import EdgeClient
+    from edge_sim.fleet_run import FleetRecorder
+    from edge_sim.real_worker import RealWorker
+    from edge_sim.recorder import RunRecorder, new_run_folder
+    from split_inference.calibration import EMBEDDED_CALIBRATION, load_calibration
+    from split_inference.cli import load_with_notice
+    from split_inference.inputs import read_inputs
+
+    files = read_inputs(inputs)
+    loaded = load_with_notice(model)
+    chosen = load_calibration(calibration or EMBEDDED_CALIBRATION) if at is None else None
+    if chosen is not None and calibration is None and chosen.model_digest != loaded.model.digest:
+        raise UsageError("say --at and --codec, or --calibration: there is no calibration for this model")
+    if at is not None and codec is None:
+        raise UsageError("--at needs --codec")
+    token = token_file.read_text(encoding="utf-8").strip() if token_file is not None else None
+    folder = new_run_folder(runs)
+    facts = {
+        "scenario_name": "worker",
+        "clock": "wall",
+        "seed": seed,
+        "duration_s": seconds,
+        "note": "a real device: nothing is simulated, and no energy is known",
+    }
+
+    async def live(writer: FleetRecorder) -> None:
+        split_point = at or (chosen.split_point if chosen is not None else "")
+        async with EdgeClient(
+            url, loaded, split_point, codec, calibration=chosen, token=token, ca=ca, timeout_s=deadline
+        ) as client:
+            device = RealWorker(client, files, writer, name=name, seed=seed, label_of=lambda item: item.label)
+            await device.live(rate_per_s=rate, seconds=seconds, deadline_s=deadline)
+
+    command = shlex.join(["python", "-m", "edge_sim", *sys.argv[1:]])
+    with RunRecorder(folder, command=command, facts=facts) as recorder:
+        writer = FleetRecorder(recorder)
+        try:
+            asyncio.run(live(writer))
+        finally:
+            writer.flush()
+    progress = writer.progress
+    if as_json:
+        print_json({"folder": str(folder), "requests": progress.requests, "outcomes": dict(progress.outcomes)})
+    else:
+        out.print(f"{progress.requests} requests: {dict(progress.outcomes)}; written to {folder}")

@@ -1,0 +1,219 @@
+"""Fleets in virtual time: every request ends in time, stages add up, faults do what they say, one seed one history."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from edge_sim.fleet import Shard
+from edge_sim.scenario import Scenario
+from split_inference.errors import ConfigError
+from tests.edge_sim.fleets import POWER, ToyHardware, group, scenario, simulate
+
+ALL = [
+    group("server", policy={"kind": "server_only"}),
+    group("device", policy={"kind": "device_only"}),
+    group("fixed", policy={"kind": "fixed", "split_point": "half", "codec": "u4+lz4"}),
+    group("adaptive", policy={"kind": "adaptive"}),
+]
+STAGES = (
+    "wait_s", "head_s", "up_queue_s", "up_s", "up_propagation_s", "up_loss_s", "server_queue_s", "server_s", "down_s",
+    "local_s",
+)  # fmt: skip
+
+
+def outcomes(rows, of="outcome"):
+    return Counter(row[of] for row in rows)
+
+
+def test_all_policies_answer_and_their_stages_are_their_latency(tmp_path):
+    rows = simulate(scenario(*ALL), tmp_path / "run")
+    assert {row["outcome"] for row in rows} <= {"answered", "answered_locally", "dropped"}
+    assert {row["group"] for row in rows} == {"server", "device", "fixed", "adaptive"}
+    for row in rows:
+        if row["outcome"].startswith("answered"):
+            assert sum(row[stage] for stage in STAGES) == pytest.approx(row["total_s"], abs=1e-6)
+            assert row["late_s"] == 0
+            assert row["in_time"]
+
+
+def test_one_seed_one_history_and_another_seed_another(tmp_path):
+    cell = {"street": {"up": {"mbit_s": 4.0}, "down": {"mbit_s": 8.0}, "delay_ms": 20, "jitter_ms": 4, "loss": 0.02}}
+    groups = [*ALL, {**group("in-a-cell"), "link": None, "cell": "street"}]
+    for folder, seed in (("one", 1), ("two", 1), ("three", 2)):
+        simulate(scenario(*groups, cells=cell, seed=seed), tmp_path / folder)
+    records = [(tmp_path / folder / "requests.jsonl").read_bytes() for folder in ("one", "two", "three")]
+    assert records[0] == records[1]
+    assert records[0] != records[2]
+
+
+def test_halving_every_rate_doubles_every_transmission_exactly(tmp_path):
+    def transmissions(folder, rate):
+        link = {"up": {"mbit_s": rate}, "down": {"mbit_s": rate}}
+        policy = {"kind": "fixed", "split_point": "half", "codec": "u4+lz4"}
+        made = scenario(group(policy=policy, link=link, max_in_flight=1000), deadline_s=100)
+        # The first request of each device: nothing is queued before it.
+        return {row["device"]: row["up_s"] for row in simulate(made, tmp_path / folder) if row["n"] == 0}
+
+    fast, slow = transmissions("fast", 8.0), transmissions("slow", 4.0)
+    assert fast
+    assert {device: 2 * seconds for device, seconds in fast.items()} == slow
+
+
+def test_a_device_that_is_too_slow_to_help_itself_gives_up_by_its_deadline(tmp_path):
+    # The whole network needs longer than the deadline, and the server is away.
+    down = {"kind": "server_down", "at_s": 0, "for_s": 60}
+    made = scenario(group(max_in_flight=50), faults=[down], deadline_s=0.5)
+    rows = simulate(made, tmp_path / "run", hardware=ToyHardware(whole_s=0.8))
+    assert outcomes(rows) == {"gave_up": len(rows)}
+    assert outcomes(rows, "reason") == {"server_down": len(rows)}
+    assert max(row["total_s"] for row in rows) <= 0.5 + 0.1
+
+
+def test_a_link_that_is_down_is_answered_locally_without_a_byte(tmp_path):
+    made = scenario(faults=[{"kind": "link_down", "at_s": 10, "for_s": 10, "group": "g"}])
+    rows = simulate(made, tmp_path / "run")
+    during = [row for row in rows if 10.0 <= row["intended_s"] < 20.0]
+    assert during
+    assert {(row["outcome"], row["reason"], row["up_bytes"]) for row in during} == {
+        ("answered_locally", "link_down", 0)
+    }
+
+
+def test_with_a_hole_in_the_trace_every_request_ends_by_its_deadline(tmp_path):
+    # 1.2 Mbit/s for 5 s, then nothing for 78 s, looped.
+    trace = tmp_path / "hole.up"
+    trace.write_text("\n".join(str(ms) for ms in range(10, 5000, 10)) + "\n83000\n")
+    link = {"up": {"trace": str(trace)}, "down": {"mbit_s": 8.0}, "delay_ms": 10}
+    made = scenario(*[{**each, "link": link, "max_in_flight": 4} for each in ALL], duration_s=200.0, deadline_s=1.0)
+    rows = simulate(made, tmp_path / "run")
+    assert len(rows) > 1000
+    assert max(row["total_s"] for row in rows) <= 1.0 + 0.1
+    in_hole = [row for row in rows if 6.0 < row["intended_s"] < 80.0 and row["group"] == "server"]
+    assert outcomes(in_hole)["answered_locally"] > 0.9 * len(in_hole)
+
+
+def test_the_hole_of_a_real_trace_hangs_nobody(tmp_path, data_folder):
+    link = {
+        "up": {"trace": str(data_folder / "traces" / "ATT-LTE-driving.up")},
+        "down": {"mbit_s": 13.0},
+        "delay_ms": 27.5,
+    }
+    policies = ({"kind": "server_only"}, {"kind": "adaptive"})
+    groups = [group(f"g{index}", policy=policy, link=link, count=1) for index, policy in enumerate(policies)]
+    rows = simulate(scenario(*groups, duration_s=900.0), tmp_path / "run")
+    in_hole = [row for row in rows if 788.0 < row["intended_s"] < 865.0]
+    assert len(in_hole) > 50
+    assert max(row["total_s"] for row in rows) <= 1.0 + 0.1
+    assert {row["outcome"] for row in in_hole} <= {"answered_locally", "dropped", "gave_up"}
+
+
+def test_devices_that_leave_take_no_inputs_and_come_back(tmp_path):
+    made = scenario(faults=[{"kind": "churn", "at_s": 10, "for_s": 10, "group": "g", "share": 1.0}])
+    rows = simulate(made, tmp_path / "run")
+    assert not [row for row in rows if 10.0 <= row["intended_s"] < 20.0]
+    assert [row for row in rows if row["intended_s"] >= 20.0]
+
+
+def test_damaged_frames_are_refused_and_answered_locally(tmp_path):
+    made = scenario(faults=[{"kind": "bad_frames", "at_s": 0, "for_s": 30, "group": "g", "share": 1.0}])
+    rows = simulate(made, tmp_path / "run")
+    assert {(row["outcome"], row["reason"]) for row in rows} <= {
+        ("answered_locally", "bad_frame"),
+        ("dropped", "device_busy"),
+    }
+    assert all(row["attempts"] <= 1 for row in rows)
+
+
+def test_a_switch_drops_what_comes_during_the_handshake_and_what_is_stale(tmp_path):
+    new = {"kind": "fixed", "split_point": "half", "codec": "u4+lz4"}
+    fast = {"kind": "poisson", "rate_per_s": 20.0}
+    made = scenario(
+        group(arrivals=fast, max_in_flight=50),
+        faults=[{"kind": "switch", "at_s": 10, "group": "g", "policy": new}],
+    )
+    rows = simulate(made, tmp_path / "run")
+    reasons = outcomes(rows, "reason")
+    assert reasons["switching"] > 0
+    assert reasons["stale"] > 0
+    assert all(row["correct"] is None for row in rows if row["reason"] == "stale")
+    after = [row for row in rows if row["intended_s"] > 11 and row["outcome"] == "answered"]
+    assert {row["mode"] for row in after} == {"split"}
+
+
+def test_an_upload_limit_drops_what_exceeds_it(tmp_path):
+    rows = simulate(scenario(group(upload_limit_mbit_s=0.32)), tmp_path / "run")
+    sent = sum(row["up_bytes"] for row in rows if row["device"] == "g-0")
+    assert outcomes(rows, "reason")["upload_limit"] > 0
+    assert sent <= 0.04e6 * 31
+
+
+def test_a_battery_ends(tmp_path):
+    rows = simulate(scenario(group(battery_wh=0.001, count=1)), tmp_path / "run")
+    assert rows[-1]["reason"] == "battery_empty"
+    spent = sum(row["compute_j"] + row["radio_j"] + row["idle_j"] for row in rows)
+    assert 3.6 <= spent < 3.6 + 5
+
+
+def test_a_full_device_drops_what_it_cannot_take(tmp_path):
+    fast = {"kind": "periodic", "rate_per_s": 20.0}
+    rows = simulate(scenario(group(arrivals=fast, policy={"kind": "device_only"})), tmp_path / "run")
+    assert outcomes(rows, "reason")["device_busy"] > 0
+    # One job at a time, 0.2 s each.
+    answered = [row for row in rows if row["outcome"] == "answered_locally" and row["device"] == "g-0"]
+    assert len(answered) == pytest.approx(30 / 0.2, rel=0.05)
+
+
+def test_energy_of_a_request_alone(tmp_path):
+    policy = {"kind": "fixed", "split_point": "half", "codec": "u4+lz4"}
+    rows = simulate(scenario(group(policy=policy, count=1, arrivals={"rate_per_s": 0.05})), tmp_path / "run")
+    row = rows[0]
+    assert row["compute_j"] == pytest.approx(POWER.compute_w * row["head_s"], abs=1e-5)
+    radio_j = POWER.radio_base_w * row["up_s"] + POWER.radio_w_per_mbit_s * 0.04 + POWER.tail_w * POWER.tail_s
+    assert row["radio_j"] == pytest.approx(radio_j, abs=1e-5)
+    assert row["idle_j"] == pytest.approx(POWER.idle_w * (row["total_s"] - row["head_s"] - row["up_s"]), abs=1e-5)
+
+
+def test_shards_are_the_fleet(tmp_path):
+    # With a server that no shard can fill, what a device does does not depend on the shard that it is in.
+    made = scenario(*[{**each, "policy": {"kind": "device_only"}} for each in ALL])
+    whole = simulate(made, tmp_path / "whole")
+    parts = [row for i in range(3) for row in simulate(made, tmp_path / f"{i}", shard=Shard(i, 3))]
+
+    def ordered(rows):
+        return sorted(rows, key=lambda row: (row["device"], row["n"]))
+
+    assert ordered(parts) == ordered(whole)
+
+
+def test_correctness_follows_the_option_that_answered(tmp_path):
+    policy = {"kind": "fixed", "split_point": "half", "codec": "u4+lz4"}
+    rows = [row for row in simulate(scenario(group(policy=policy)), tmp_path / "run") if row["outcome"] == "answered"]
+    share = np.mean([row["correct"] for row in rows])
+    assert 0.3 < share < 0.7
+
+
+def test_what_the_profile_lacks_is_refused_with_what_it_has(tmp_path):
+    policy = {"kind": "fixed", "split_point": "third", "codec": "u4+lz4"}
+    with pytest.raises(ConfigError, match=r"has no third with u4\+lz4; it has half with u4\+lz4"):
+        simulate(scenario(group(policy=policy)), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"groups": [group(), group()]}, "stands twice"),
+        ({"groups": [group(model="other")]}, "there is no other"),
+        ({"groups": [{**group(), "cell": "c"}]}, "either link or cell"),
+        ({"faults": [{"kind": "churn", "at_s": 1, "for_s": 1, "group": "x", "share": 0.5}]}, "there is no x"),
+        ({"faults": [{"kind": "server_down", "at_s": 99, "for_s": 1}]}, "after the end"),
+        ({"clock": "wall"}, "needs server.url"),
+        ({"unknown": 1}, "Extra inputs"),
+    ],
+)
+def test_impossible_scenarios_are_refused(change, reason):
+    content = scenario().model_dump(mode="json") | change
+    with pytest.raises(ValueError, match=reason):
+        Scenario.model_validate(content)

@@ -1,0 +1,96 @@
+"""The simulator's command line as a user runs it: files, one line for what is wrong, exit codes, the same run again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+MIXED = ROOT / "edge_sim" / "scenarios" / "mixed.yaml"
+
+
+def edge_sim(*arguments, cwd=ROOT):
+    return subprocess.run(
+        [sys.executable, "-m", "edge_sim", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    runs = tmp_path_factory.mktemp("runs")
+    result = edge_sim("run", MIXED, "--runs", runs, "--json")
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout), runs
+
+
+def test_a_run_writes_its_records_and_a_header_that_explains_them(ran):
+    facts, _ = ran
+    folder = Path(facts["folder"])
+    header = json.loads((folder / "header.json").read_text())
+    rows = [json.loads(line) for line in (folder / "requests.jsonl").read_text().splitlines()]
+    assert len(rows) == facts["requests"] == sum(facts["outcomes"].values())
+    assert header["invalid"] is None
+    assert header["seed"] == 1
+    assert any("assumed" in each for each in header["assumed"])
+    assert header["scenario"]["groups"][0]["name"] == "pi-at-home"
+
+
+def test_replayed_it_is_the_same_byte_for_byte(ran):
+    facts, runs = ran
+    result = edge_sim("replay", facts["folder"], "--runs", runs, "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["same_records"] is True
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (["groups", 0, "cuont"], 3, "cuont: unknown key; did you mean count"),
+        (["groups", 0, "count"], 0, "count: Input should be greater than or equal to 1"),
+        (["groups", 0, "device"], "pi-99", "no device profile 'pi-99'"),
+        (["groups", 1, "cell"], "road", "there is no road"),
+        (["models", "mobilenet", "profile"], "gone.json", "no file"),
+    ],
+)
+def test_a_wrong_scenario_is_one_line_with_the_file(tmp_path, place, value, said):
+    content = yaml.safe_load(MIXED.read_text())
+    at = content
+    for step in place[:-1]:
+        at = at[step]
+    at[place[-1]] = value
+    file = tmp_path / "wrong.yaml"
+    file.write_text(yaml.safe_dump(content))
+    result = edge_sim("run", file, "--runs", tmp_path)
+    assert result.returncode == 2
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len([line for line in result.stderr.splitlines() if "edge_sim:" in line]) == 1
+
+
+def test_validate_schema_devices_and_links_speak_json():
+    assert json.loads(edge_sim("validate", MIXED, "--json").stdout)["devices"] == 35
+    assert json.loads(edge_sim("schema").stdout)["title"] == "Scenario"
+    check = json.loads(edge_sim("devices", "--check", "--json").stdout)
+    assert check["figures"]["rows"] == 46
+    links = json.loads(edge_sim("links", "--json").stdout)
+    assert {"3g", "lte", "wifi"} <= {row["name"] for row in links}
+
+
+def test_load_goes_to_this_machine_only_unless_told_otherwise(tmp_path):
+    content = yaml.safe_load(MIXED.read_text())
+    content |= {"clock": "wall", "server": {"url": "http://192.0.2.1:8000"}, "faults": []}
+    file = tmp_path / "away.yaml"
+    file.write_text(yaml.safe_dump(content))
+    result = edge_sim("run", file, "--runs", tmp_path)
+    assert result.returncode == 2
+    assert "--yes" in result.stderr

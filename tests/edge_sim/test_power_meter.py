@@ -1,0 +1,44 @@
+"""Joules of requests: linear in time, and a tail is paid for once."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_sim.policy import View
+from edge_sim.power_meter import Power, PowerMeter
+
+POWER = Power(compute_w=5, idle_w=1, radio_base_w=2, radio_w_per_mbit_s=0.5, tail_s=10, tail_w=0.7)
+
+
+@given(st.lists(st.tuples(st.floats(0, 30), st.floats(0.01, 5)), min_size=1, max_size=30))
+def test_tails_are_the_time_that_the_radio_is_awake_and_does_not_send(transfers):
+    meter, start_s, sending_s, awake_s, end_s = PowerMeter(POWER), 0.0, 0.0, 0.0, None
+    spans = []
+    for pause_s, seconds in transfers:
+        start_s = (end_s or 0.0) + pause_s
+        end_s = start_s + seconds
+        spans.append((start_s, end_s))
+        meter.send(start_s, seconds, 0)
+        sending_s += seconds
+    for (_, ended_s), following in zip(spans, [*spans[1:], None], strict=True):
+        awake_s += min(POWER.tail_s, following[0] - ended_s if following else POWER.tail_s)
+    assert meter.spent_j == pytest.approx(POWER.radio_base_w * sending_s + POWER.tail_w * awake_s)
+
+
+def test_what_a_policy_hears_of_the_tail_is_what_a_transfer_then_adds():
+    meter, view = PowerMeter(POWER), View()
+    meter.send(0, 1, 0)
+    meter.fill(view, now_s=5.0)
+    joules = meter.send(5.0, 0.001, 0)
+    assert view.tail_j == pytest.approx(joules - POWER.radio_base_w * 0.001, abs=1e-2)
+
+
+def test_a_battery_is_empty_when_it_has_given_all():
+    meter = PowerMeter(POWER, battery_j=10)
+    meter.compute(1)
+    assert (meter.battery_share, meter.is_empty) == (0.5, False)
+    meter.idle(5)
+    assert (meter.battery_share, meter.is_empty) == (0.0, True)
+    assert not PowerMeter(POWER).is_empty
