@@ -14,7 +14,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev demo serve check-config test test-fast check format verify \
-	bench-codec bench-serving bench-overload chaos soak compile grpc dashboards fuzz-wire accuracy accuracy-embedded accuracy-mobilenet train clean
+	bench-codec bench-serving bench-overload bench-fleet bench-policies chaos soak compile grpc dashboards fuzz-wire accuracy accuracy-embedded accuracy-mobilenet train clean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,11 +72,17 @@ verify: $(VENV)/.installed  ## Prove the embedded model's split exact, bit for b
 bench-codec: $(VENV)/.installed  ## Time and size of a frame by codec, beside LZ4, zstd and memcpy
 	$(BIN)/python -m benchmarks.bench_codec
 
-bench-serving: $(VENV)/.installed-dev  ## Requests a second, latency and CPU beside the in-process limit and other servers (7 min)
+bench-serving: $(VENV)/.installed-dev  ## Requests a second, latency and CPU beside the in-process limit and other servers (12 min)
 	$(BIN)/python -m benchmarks.bench_serving
 
 bench-overload: $(VENV)/.installed-dev  ## Twice the capacity for a minute, and 1,000 half-sent bodies
 	$(BIN)/python -m benchmarks.bench_overload
+
+bench-fleet: $(VENV)/.installed-dev  ## 2,000 devices in real time, a million requests in virtual time (4 min)
+	$(BIN)/python -m benchmarks.bench_fleet
+
+bench-policies: $(VENV)/.installed-dev  ## The adaptive policy beside every fixed one, over recorded traces
+	$(BIN)/python -m benchmarks.bench_policies
 
 chaos: $(VENV)/.installed-dev  ## Kill a replica, kill HAProxy, remove a node, replace the weights, under load that judges every answer
 	$(BIN)/python -m benchmarks.chaos

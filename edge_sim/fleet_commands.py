@@ -126,6 +126,50 @@ def replay(
 
 
 @app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="runs/TIME", help="The run.")], as_json: JsonOption = False
+) -> None:
+    """Print a run's summary, and write its report.html.
+
+    Example:
+
+    `python -m edge_sim report runs/20261121T101500Z`
+    """
+    from edge_sim.report import write_report
+    from edge_sim.run_reader import read_run
+    from edge_sim.run_summary import render_summary, summarize, summary_facts
+
+    found = read_run(folder)
+    rows = summarize(found)
+    file = write_report(folder)
+    if as_json:
+        print_json({"report": str(file), "invalid": found.header.get("invalid"), "groups": summary_facts(rows)})
+    else:
+        render_summary(out, rows, assumed=list(found.header.get("assumed") or []))
+        out.print(f"look at {file}")
+
+
+@app.command()
+def merge(
+    folders: Annotated[list[Path], typer.Argument(metavar="runs/SHARD...", help="Folders of all shards of one run.")],
+    into: Annotated[Path, typer.Option("--out", "-o", help="The folder to make.")],
+) -> None:
+    """Join the shards of one run into one run.
+
+    Example:
+
+    `python -m edge_sim merge runs/20261121T101500Z runs/20261121T101501Z --out runs/whole`
+    """
+    from edge_sim.merge import merge_runs
+    from edge_sim.report import write_report
+
+    if into.exists():
+        raise UsageError(f"{into} exists already; --out makes a new folder")
+    merge_runs(folders, into, command=shlex.join(["python", "-m", "edge_sim", *sys.argv[1:]]))
+    out.print(f"written to {into}; look at {write_report(into)}")
+
+
+@app.command()
 def validate(scenario: ScenarioArgument, as_json: JsonOption = False) -> None:
     """Check a scenario without running it: keys, values, names of profiles, files.
 
@@ -269,14 +313,22 @@ def _live(progress: Progress, scenario: Scenario) -> Any:
 
 
 def _finish(result: RunResult, assumed: list[str], *, as_json: bool, facts: Mapping[str, Any] | None = None) -> None:
+    from edge_sim.report import write_report
+    from edge_sim.run_reader import read_run
+    from edge_sim.run_summary import render_summary, summarize, summary_facts
+
+    rows = []
+    if result.requests:
+        rows = summarize(read_run(result.folder))
+        write_report(result.folder)
     if as_json:
-        print_json({**asdict(result), "folder": str(result.folder), "assumed": assumed, **(facts or {})})
+        said = {**asdict(result), "folder": str(result.folder), "assumed": assumed, "groups": summary_facts(rows)}
+        print_json({**said, **(facts or {})})
     else:
         outcomes = ", ".join(f"{name} {count}" for name, count in sorted(result.outcomes.items()))
         out.print(f"{result.requests} requests: {outcomes}")
-        if assumed:
-            out.print(f"{len(assumed)} figures behind this were assumed; header.json names each with its range")
-        out.print(f"written to {result.folder}")
+        render_summary(out, rows, assumed=assumed)
+        out.print(f"written to {result.folder}; look at {result.folder / 'report.html'}")
     if result.invalid:
         err.print(f"edge_sim: INVALID: {result.invalid}")
         raise typer.Exit(INVALID)

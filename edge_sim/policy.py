@@ -57,10 +57,10 @@ class FixedPolicy:
 
     def __init__(self, name: str, option: PlanOption) -> None:
         self.name = name
-        self._option = option
+        self.option = option
 
     def choose(self, view: View, options: Sequence[PlanOption]) -> PlanOption:
-        return self._option
+        return self.option
 
 
 class AdaptivePolicy:

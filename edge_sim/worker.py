@@ -21,7 +21,7 @@ from edge_sim.device import Device
 from edge_sim.fleet_server import Ask, FleetServer, Refused
 from edge_sim.link import Delivery, Link
 from edge_sim.plan import DEVICE_ONLY, PlanOption
-from edge_sim.policy import Policy, View
+from edge_sim.policy import FixedPolicy, Policy, View
 from edge_sim.power_meter import PowerMeter
 from edge_sim.request_record import ANSWERED, DROPPED, GAVE_UP, LOCALLY, Request, RequestWriter, how_text, who_text
 
@@ -189,6 +189,8 @@ class EdgeWorker:
 
     def _choose(self) -> PlanOption:
         choices, view, device = self._choices, self._view, self._device
+        if isinstance(choices.policy, FixedPolicy):
+            return choices.policy.option
         now_s = self._clock.now_s()
         view.wait_s = max(0.0, device.free_at_s - now_s)
         view.slowdown = 1.0 / device.speed(now_s)
@@ -211,9 +213,10 @@ class EdgeWorker:
         if option.mode == DEVICE_ONLY:
             await self._finish_here(request, option.head_s, deadline_s, item, whole=True)
             return
-        if self._link.is_down(now_s) or now_s < self._stuck_until_s:
+        is_down = self._link.is_down(now_s)
+        if is_down or now_s < self._stuck_until_s:
             # Nothing can be sent: the whole model here, without a detour over the head.
-            request.reason = "link_down" if self._link.is_down(now_s) else "link_stalled"
+            request.reason = "link_down" if is_down else "link_stalled"
             await self._finish_here(request, choices.whole.head_s, deadline_s, item, whole=True)
             return
         if option.head_s > 0:

@@ -1,0 +1,69 @@
+"""Shards of one run joined: their records in the order of the moments at which requests were meant to begin."""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from edge_sim.recorder import RunRecorder
+from edge_sim.run_reader import read_header
+from split_inference.errors import DataError
+
+# What all shards of one run have in common.
+_SAME = ("scenario", "seed", "clock", "duration_s")
+
+
+def merge_runs(folders: Sequence[Path], into: Path, *, command: str) -> Path:
+    """Join the shards in `folders` into the folder `into`, which is made. DataError where they are not of one run.
+
+    Needs memory for all records: a shard's lines are in the order in which requests ended, and are sorted first.
+    """
+    headers = [read_header(folder) for folder in folders]
+    if not headers:
+        raise DataError("nothing to merge: give the shards' folders")
+    for folder, header in zip(folders, headers, strict=True):
+        for fact in _SAME:
+            if header.get(fact) != headers[0].get(fact):
+                raise DataError(f"{folder} is of another run than {folders[0]}: its {fact} differs")
+    shards = [tuple(header.get("shard", (0, 1))) for header in headers]
+    for index, shard in enumerate(shards):
+        if shard in shards[:index]:
+            raise DataError(
+                f"{folders[index]} is shard {shard[0]}/{shard[1]}, and so is {folders[shards.index(shard)]}"
+            )
+    if len({count for _, count in shards}) != 1 or len(shards) != shards[0][1]:
+        raise DataError(f"{len(shards)} shards of {shards[0][1]}: all of them are needed")
+    into.mkdir(parents=True)
+    invalid = [
+        f"shard {shard[0]}: {header['invalid']}"
+        for shard, header in zip(shards, headers, strict=True)
+        if header.get("invalid")
+    ]
+    facts: dict[str, Any] = {
+        **{name: headers[0].get(name) for name in (*_SAME, "scenario_name", "scenario_folder")},
+        "shard": [0, 1],
+        "merged": [str(folder) for folder in folders],
+        "assumed": sorted({each for header in headers for each in header.get("assumed", [])}),
+        "invalid": "; ".join(invalid) or None,
+        "lateness_p99_s": max(float(header.get("lateness_p99_s") or 0.0) for header in headers),
+        "wrong_answers": sum(int(header.get("wrong_answers") or 0) for header in headers),
+    }
+    with RunRecorder(into, command=command, facts=facts) as recorder:
+        for _, _, line in heapq.merge(*(_sorted(folder, number) for number, folder in enumerate(folders))):
+            recorder.lines(line + "\n")
+    return into
+
+
+def _sorted(folder: Path, shard: int) -> Iterator[tuple[float, int, str]]:
+    keyed = []
+    with (folder / "requests.jsonl").open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                keyed.append((float(json.loads(line)["intended_s"]), shard, line.rstrip("\n")))
+            except (ValueError, KeyError, TypeError):
+                raise DataError(f"{folder}/requests.jsonl:{number}: no record of a request") from None
+    keyed.sort()
+    return iter(keyed)
