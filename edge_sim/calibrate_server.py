@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_sim.clock import SystemClock
-from edge_sim.exchange import model_path
+from edge_sim.routes import model_path
 from edge_sim.server_profile import ServerProfile
 from edge_sim.transport import Request, Transport
 from split_inference.errors import ServerError

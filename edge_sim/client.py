@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sim.clock import Clock, SystemClock
-from edge_sim.exchange import Exchange, model_path
+from edge_sim.exchange import Exchange
 from edge_sim.head_runner import HeadRunner, Input
 from edge_sim.retry import RetryPolicy
+from edge_sim.routes import model_path
 from edge_sim.server_card import ServerCard, check_digest, check_split_point
 from edge_sim.transport import HttpTransport, Request, Response, Transport
 from split_inference.calibration import Calibration

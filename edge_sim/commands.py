@@ -264,7 +264,9 @@ def _print_answers(result: dict[str, Any]) -> None:
 
 def _print_demo(result: DemoResult) -> None:
     from edge_sim.demo import NO_NETWORK
+    from edge_sim.demo_fleet import COUNT
     from edge_sim.demo_summary import SERVER_ONLY
+    from edge_sim.run_summary import render_summary
 
     table = Table(
         "mode", "top-1", "bytes per request", "p50 ms", "p99 ms", title=f"n = {int(result.figures['images'])}"
@@ -284,6 +286,10 @@ def _print_demo(result: DemoResult) -> None:
     out.print(stages)
     out.print(f"shared: split at {result.split_point}, codec {result.codec}")
     out.print(NO_NETWORK)
+    out.print()
+    out.print(f"a fleet of {5 * COUNT} simulated devices, their links simulated too, against the same server:")
+    render_summary(out, result.fleet.groups, assumed=result.fleet.assumed)
+    out.print(f"look at {result.fleet.report}")
     out.print(f"every request: {result.folder}/requests.jsonl, how it was made: {result.folder}/header.json")
 
 
@@ -294,6 +300,8 @@ def _stage_order(name: str) -> int:
 
 
 def _demo_json(result: DemoResult, *, missed: bool) -> dict[str, Any]:
+    from edge_sim.run_summary import summary_facts
+
     return {
         "run": str(result.folder),
         "split_point": result.split_point,
@@ -311,6 +319,7 @@ def _demo_json(result: DemoResult, *, missed: bool) -> dict[str, Any]:
             for mode, summary in result.modes.items()
         },
         "jpeg_header_bytes": result.jpeg_header_bytes,
+        "fleet": {"report": str(result.fleet.report), "groups": summary_facts(result.fleet.groups)},
         "figures": dict(result.figures),
         "bounds": {name: list(bound) for name, bound in result.bounds.items()},
         "missed": missed,

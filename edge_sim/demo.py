@@ -1,4 +1,5 @@
-"""The main job, once, on the sample images: a server of our own, three ways to use it, and what each costs.
+"""The main job, once, on the sample images: a server of our own, three ways to use it, and what each costs; then a
+fleet of simulated devices that asks the same server.
 
 Server-only sends the JPEG as it is; shared runs the head here and sends features; device-only sends nothing. Knows the
 client, the server process and the recorder. Knows no terminal: who wants to see progress passes a function.
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_sim.client import Answer, EdgeClient
+from edge_sim.demo_fleet import SECONDS, FleetResult, figures_of_fleet, run_fleet
 from edge_sim.demo_summary import (
     DEVICE_ONLY,
     MODES,
@@ -25,9 +27,8 @@ from edge_sim.demo_summary import (
     shared_jpeg_header_bytes,
     summarize,
 )
-from edge_sim.exchange import model_path
 from edge_sim.recorder import RunRecorder, new_run_folder
-from edge_sim.server_card import CATALOG_PATH
+from edge_sim.routes import CATALOG_PATH, model_path
 from edge_sim.server_process import ServerProcess, terminated_like_interrupted
 from split_inference.calibration import EMBEDDED_CALIBRATION, Calibration, load_calibration
 from split_inference.errors import ConfigError
@@ -72,6 +73,7 @@ class DemoResult:
     modes: Mapping[str, ModeSummary]
     figures: Mapping[str, float]
     bounds: Mapping[str, Bound]
+    fleet: FleetResult
     jpeg_header_bytes: int
 
 
@@ -101,6 +103,18 @@ def run_demo(settings: DemoSettings, *, on_progress: Progress = lambda text, don
             ready_s = time.perf_counter()
             outcomes = asyncio.run(_ask_all(edge, images, recorder, on_progress))
             asked_s = time.perf_counter()
+            on_progress("preparing the fleet's frames", 0, 0)
+            fleet = run_fleet(
+                url=server.url,
+                route=model_path(served_name),
+                loaded=loaded,
+                calibration=calibration,
+                inputs=images,
+                folder=folder / "fleet",
+                command=settings.command,
+                on_progress=lambda progress: on_progress("a fleet asks", int(progress.now_s), int(SECONDS)),
+            )
+            fleet_s = time.perf_counter()
             on_progress("stopping the server", 0, 0)
         stopped_s = time.perf_counter()
     figures, bounds = figures_and_bounds(
@@ -109,18 +123,21 @@ def run_demo(settings: DemoSettings, *, on_progress: Progress = lambda text, don
         seconds={
             "server_start": ready_s - started_s,
             "requests": asked_s - ready_s,
-            "server_stop": stopped_s - asked_s,
+            "fleet": fleet_s - asked_s,
+            "server_stop": stopped_s - fleet_s,
             "total": stopped_s - started_s,
         },
         leftover_processes=len(server.leftover()),
     )
+    fleet_figures, fleet_bounds = figures_of_fleet(fleet)
     return DemoResult(
         folder=folder,
         split_point=calibration.split_point,
         codec=calibration.codec,
         modes={mode: summarize([each for each in outcomes if each.mode == mode]) for mode in MODES},
-        figures=figures,
-        bounds=bounds,
+        figures={**figures, **fleet_figures},
+        bounds={**bounds, **fleet_bounds},
+        fleet=fleet,
         jpeg_header_bytes=header_bytes,
     )
 

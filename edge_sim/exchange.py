@@ -8,11 +8,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from urllib.parse import quote
 
 from edge_sim.clock import Clock, SystemClock
 from edge_sim.retry import RetryPolicy, may_retry
-from edge_sim.server_card import CATALOG_PATH, Catalog, ServerCard, refusal, refusal_error
+from edge_sim.routes import CATALOG_PATH, model_path
+from edge_sim.server_card import Catalog, ServerCard, refusal, refusal_error
 from edge_sim.transport import Request, Response, Transport
 from split_inference.errors import ServerError, SplitInferenceError, UnknownModelError
 
@@ -128,11 +128,6 @@ class Exchange:
                 retriable=retriable,
             )
         return refusal_error(*ours, status=response.status, retriable=retriable, where=self._url)
-
-
-def model_path(served_name: str) -> str:
-    """Route of a model, below the server's URL."""
-    return f"{CATALOG_PATH}/{quote(served_name, safe='')}"
 
 
 def _retry_after_s(response: Response) -> float | None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 
 from edge_sim.clock import FleetClock
-from edge_sim.exchange import model_path
 from edge_sim.fleet_server import Ask, Refused, Served
+from edge_sim.routes import model_path
 from edge_sim.transport import Request, Response, Transport
 from split_inference.errors import MalformedFrameError, ServerError, TooLargeError, WireError
 from split_inference.payload_file import PayloadFile

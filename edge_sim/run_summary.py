@@ -103,7 +103,7 @@ def _reasons(codes: NDArray[np.int32], names: Sequence[str]) -> dict[str, int]:
 
 def render_summary(console: Console, rows: Sequence[GroupSummary], *, assumed: Sequence[str] = ()) -> None:
     """Print the table; joules rest on assumed figures where there are any, and the line below says so."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     for heading in ("group", "policy"):
         table.add_column(heading, no_wrap=True, overflow="ellipsis", max_width=16)
     for heading in ("asked", "in time", "here", "right", "p50 ms", "p95 ms", "KB", "J"):

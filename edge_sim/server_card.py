@@ -26,7 +26,6 @@ from split_inference.model_split import SplitPoint
 from split_inference.model_uri import parse_uri
 from split_inference.wire import WIRE_VERSION
 
-CATALOG_PATH = "/v1/models"
 _SAFE_SCHEMES = ("embedded", "hf", "classic")
 
 

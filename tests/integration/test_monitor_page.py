@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import threading
 import time
@@ -24,16 +22,6 @@ from split_inference.wire import FRAME_MEDIA_TYPE, Prediction
 from tests.serve_app.helpers import DIGEST, TinyRunner, frame_of, one_hot_features
 
 HOSTILE = "<img src=x onerror=document.title='owned'>"
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
-        if os.environ.get("REQUIRE_DATA") == "1":
-            pytest.fail("the monitor's page is tested in Chromium: install chromium")
-        pytest.skip("the monitor's page is tested in Chromium, and there is none here")
-    return found
 
 
 class Served:
