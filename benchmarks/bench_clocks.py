@@ -63,7 +63,7 @@ def scenario(clock: str, *, rate_per_s: float, seconds: float, seed: int, at: di
             "clock": clock,
             "duration_s": seconds,
             "deadline_s": 2.0,
-            "models": {"model": {"profile": "from the payloads", "payloads": "tail.payloads", "route": ROUTE}},
+            "models": {"model": {"payloads": "tail.payloads", "route": ROUTE}},
             "server": at,
             "groups": [
                 {

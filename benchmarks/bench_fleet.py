@@ -94,7 +94,7 @@ def wall(url: str, payloads: Path) -> dict[str, Any]:
         "seed": 1,
         "clock": "wall",
         "duration_s": WALL_S,
-        "models": {"resnet20-cifar10": {"profile": "resnet20-cifar10", "payloads": str(payloads)}},
+        "models": {"resnet20-cifar10": {"payloads": str(payloads)}},
         "server": {"url": url},
         "groups": [
             {

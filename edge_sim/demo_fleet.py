@@ -105,7 +105,7 @@ def _scenario(*, url: str, route: str, payloads: str, calibration: Calibration) 
         "clock": "wall",
         "duration_s": SECONDS,
         "deadline_s": DEADLINE_S,
-        "models": {"model": {"profile": "from the payloads", "payloads": payloads, "route": route}},
+        "models": {"model": {"payloads": payloads, "route": route}},
         "server": {"url": url},
         "groups": [
             {

@@ -37,7 +37,7 @@ from edge_sim.scenario import (
     ServerOnly,
     Switch,
 )
-from edge_sim.worker import Conduct, EdgeWorker, PathFacts
+from edge_sim.worker import Conduct, EdgeWorker, Heads, PathFacts
 from split_inference.errors import ConfigError
 
 
@@ -86,6 +86,7 @@ class Bound:
     server: FleetServer
     service_s: float
     reply_bytes: int
+    heads: Heads | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,7 @@ class Fleet:
         clock: FleetClock,
         writer: RequestWriter,
         shard: Shard | None = None,
+        heads: Mapping[str, Heads] | None = None,
     ) -> None:
         """`servers` and `service_s` are by model. Raises ConfigError for names that profiles do not have."""
         self._scenario = scenario
@@ -120,6 +122,7 @@ class Fleet:
         self._clock = clock
         self._writer = writer
         self._shard = shard or Shard()
+        self._heads = heads or {}
         self._plans: dict[tuple[str, str], tuple[list[PlanOption], PlanOption]] = {}
         self._cells = {
             name: hardware.link(cell, seed=f"{scenario.seed}/cell/{name}") for name, cell in scenario.cells.items()
@@ -199,6 +202,7 @@ class Fleet:
             server=self._servers[model],
             service_s=self._service_s[model],
             reply_bytes=self._models[model].options[0].reply_bytes,
+            heads=self._heads.get(model),
         )
 
     def _plan(self, device: str, model: str) -> tuple[list[PlanOption], PlanOption]:
@@ -240,9 +244,9 @@ class Fleet:
                 link.add_outage(now_s, now_s + fault.for_s)
         elif isinstance(fault, ServerDown):
             for server in self._servers.values():
-                _faulty(server, "server_down").go_down(for_s=fault.for_s)
+                _faulty(server).go_down(for_s=fault.for_s)
         elif isinstance(fault, ReplicaKilled):
-            _faulty(self._servers[fault.model], "replica_killed").kill_replica(back_after_s=fault.back_after_s)
+            _faulty(self._servers[fault.model]).kill_replica(back_after_s=fault.back_after_s)
         elif isinstance(fault, Churn):
             for worker in _share(self.workers[fault.group], fault.share):
                 worker.away_until_s = now_s + fault.for_s
@@ -276,9 +280,9 @@ def _policy(settings: PolicySettings, options: Sequence[PlanOption], whole: Plan
     raise ConfigError(f"the profile of {model} has no {wanted}; it has {known}")
 
 
-def _faulty(server: FleetServer, kind: str) -> FaultyServer:
-    if not hasattr(server, "go_down"):
-        raise ConfigError(f"faults: {kind} can be done to a simulated server only; stop a real one yourself")
+def _faulty(server: FleetServer) -> FaultyServer:
+    # Scenarios with these faults are refused on the wall clock, and so every server here is a simulated one.
+    assert hasattr(server, "go_down")
     return server  # type: ignore[return-value]
 
 

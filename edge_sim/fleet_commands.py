@@ -25,8 +25,9 @@ from split_inference.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from edge_sim.fleet import Shard
-    from edge_sim.fleet_run import Progress, RunResult
+    from edge_sim.fleet_run import Progress, RunnableHeads, RunResult
     from edge_sim.scenario import Scenario
+    from split_inference.payload_file import PayloadHeader
 
 INTERRUPTED = 130
 # An invalid run is no failure of the server, and no success either.
@@ -177,10 +178,11 @@ def validate(scenario: ScenarioArgument, as_json: JsonOption = False) -> None:
 
     `python -m edge_sim validate edge_sim/scenarios/mixed.yaml`
     """
+    from edge_sim.fleet_run import model_profiles
     from edge_sim.scenario import read_scenario
 
     found = read_scenario(scenario)
-    _models(found, scenario.parent)
+    model_profiles(found, scenario.parent)
     devices = sum(group.count for group in found.groups)
     rate = sum(group.count * group.arrivals.rate_per_s for group in found.groups)
     facts = {"scenario": found.name, "devices": devices, "requests_per_s": rate, "duration_s": found.duration_s}
@@ -270,7 +272,7 @@ def _run(
     yes: bool,
     quiet: bool,
 ) -> tuple[RunResult, list[str]]:
-    from edge_sim.fleet_run import run_scenario
+    from edge_sim.fleet_run import model_profiles, run_scenario
     from edge_sim.hardware import ProfileHardware
     from edge_sim.recorder import new_run_folder
     from edge_sim.transport import is_loopback
@@ -278,7 +280,7 @@ def _run(
     if scenario.clock == "wall" and scenario.server.url and not yes and not is_loopback(_host(scenario.server.url)):
         raise UsageError(f"{scenario.server.url} is not this machine: say --yes if load may go there")
     hardware = ProfileHardware(folder=base, traces=traces)
-    models = _models(scenario, base)
+    models = model_profiles(scenario, base)
     devices = sum(group.count for group in scenario.groups)
     if not quiet:
         rate = sum(group.count * group.arrivals.rate_per_s for group in scenario.groups)
@@ -293,9 +295,16 @@ def _run(
             facts={"scenario_folder": str(base.resolve())},
             base=base,
             shard=shard,
+            make_heads=_make_heads if scenario.compute == "real" else None,
             watch=(lambda progress: None) if quiet else (lambda progress: live.update(_live(progress, scenario))),
         )
     return result, hardware.assumed
+
+
+def _make_heads(header: PayloadHeader, inputs: Path, calibration: Path | None) -> RunnableHeads:
+    from edge_sim.real_heads import RealHeads
+
+    return RealHeads(header, inputs, calibration=calibration)
 
 
 def _live(progress: Progress, scenario: Scenario) -> Any:
@@ -332,15 +341,6 @@ def _finish(result: RunResult, assumed: list[str], *, as_json: bool, facts: Mapp
     if result.invalid:
         err.print(f"edge_sim: INVALID: {result.invalid}")
         raise typer.Exit(INVALID)
-
-
-def _models(scenario: Scenario, base: Path) -> dict[str, Any]:
-    from edge_sim.model_profile import ModelProfile
-
-    return {
-        name: ModelProfile.load(base / model.profile if model.profile.endswith(".json") else model.profile)
-        for name, model in scenario.models.items()
-    }
 
 
 def _shard(text: str | None) -> Shard | None:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -28,8 +28,9 @@ from edge_sim.server_model import ServerModel
 from edge_sim.server_profile import BatchTimes, ServerProfile, quantile
 from edge_sim.transport import HttpTransport
 from edge_sim.virtual_clock import VirtualClock
+from edge_sim.worker import Heads
 from split_inference.errors import UsageError
-from split_inference.payload_file import PayloadFile
+from split_inference.payload_file import PayloadFile, PayloadHeader
 
 MAX_LATENESS_P99_S = 0.020
 """Of a valid run on the wall clock: the 99th percentile of how late requests began."""
@@ -67,6 +68,22 @@ class RunResult:
     invalid: str | None
     """Why the run says nothing; None where it is valid."""
     wrong_answers: int
+    host_too_slow: int
+    """Heads that this machine ended later than their devices would have, where it computed them."""
+
+
+class _Ended(NamedTuple):
+    wrong_answers: int = 0
+    host_too_slow: int = 0
+
+
+MakeHeads = Callable[[PayloadHeader, Path, Path | None], "RunnableHeads"]
+
+
+class RunnableHeads(Heads, Protocol):
+    """Heads that end with the run."""
+
+    def close(self) -> None: ...
 
 
 class FleetRecorder:
@@ -110,9 +127,11 @@ def run_scenario(
     base: Path,
     shard: Shard | None = None,
     watch: Callable[[Progress], None] = lambda progress: None,
+    make_heads: MakeHeads | None = None,
 ) -> RunResult:
     """Run it and write the run. `base` is the folder that the scenario's own paths start from.
 
+    `make_heads` is needed where the scenario's `compute` is real: real_heads.RealHeads, which brings torch.
     Raises UsageError for what cannot be run. Ctrl-C ends the run; what was recorded until then stays.
     """
     header = {
@@ -128,9 +147,9 @@ def run_scenario(
         writer = FleetRecorder(recorder)
         try:
             if scenario.clock == "virtual":
-                wrong = _run_virtual(scenario, writer, hardware, models, base, shard, watch)
+                ended = _run_virtual(scenario, writer, hardware, models, base, shard, watch)
             else:
-                wrong = asyncio.run(_run_wall(scenario, writer, hardware, models, base, shard, watch))
+                ended = asyncio.run(_run_wall(scenario, writer, hardware, models, base, shard, watch, make_heads))
         finally:
             writer.flush()
     late_s = np.asarray(writer.late_s) if writer.late_s else np.zeros(1)
@@ -145,7 +164,8 @@ def run_scenario(
             "assumed": list(hardware.assumed),
             "lateness_p99_s": p99_s,
             "invalid": invalid,
-            "wrong_answers": wrong,
+            "wrong_answers": ended.wrong_answers,
+            "host_too_slow": ended.host_too_slow,
             "outcomes": dict(writer.progress.outcomes),
         }
     )
@@ -155,8 +175,22 @@ def run_scenario(
         outcomes=dict(writer.progress.outcomes),
         lateness_p99_s=p99_s,
         invalid=invalid,
-        wrong_answers=wrong,
+        wrong_answers=ended.wrong_answers,
+        host_too_slow=ended.host_too_slow,
     )
+
+
+def model_profiles(scenario: Scenario, base: Path) -> dict[str, ModelProfile]:
+    """By model: what its payloads say, or its profile. DataError, UsageError or ConfigError for what is none."""
+    found = {}
+    for name, model in scenario.models.items():
+        if model.payloads is not None:
+            found[name] = ModelProfile.from_payloads(base / model.payloads)
+        else:
+            assert model.profile is not None
+            file = base / model.profile if model.profile.endswith(".json") else model.profile
+            found[name] = ModelProfile.load(file)
+    return found
 
 
 def server_profiles(scenario: Scenario, base: Path) -> dict[str, ServerProfile]:
@@ -181,7 +215,7 @@ def _run_virtual(
     base: Path,
     shard: Shard | None,
     watch: Callable[[Progress], None],
-) -> int:
+) -> _Ended:
     clock = VirtualClock()
     profiles = server_profiles(scenario, base)
     servers: dict[str, FleetServer] = {
@@ -213,7 +247,7 @@ def _run_virtual(
             watch(writer.progress)
     finally:
         clock.close()
-    return 0
+    return _Ended()
 
 
 async def _run_wall(
@@ -224,12 +258,14 @@ async def _run_wall(
     base: Path,
     shard: Shard | None,
     watch: Callable[[Progress], None],
-) -> int:
+    make_heads: MakeHeads | None,
+) -> _Ended:
     assert scenario.server.url is not None
     clock = WallClock()
     transport = HttpTransport(scenario.server.url, connections=MAX_CONNECTIONS)
     with contextlib.ExitStack() as files:
         servers = _http_servers(scenario, base, transport, clock, files)
+        heads = _heads(scenario, servers, base, make_heads, files)
         try:
             fleet = Fleet(
                 scenario,
@@ -240,10 +276,13 @@ async def _run_wall(
                 clock=clock,
                 writer=writer,
                 shard=shard,
+                heads=heads,
             )
             clock.restart()
             fleet.start()
             watching = asyncio.ensure_future(_watch(clock, writer, watch))
+            if scenario.strict:
+                clock.start(_end_when_too_slow(scenario, clock, heads))
             try:
                 await clock.finish()
             finally:
@@ -251,7 +290,40 @@ async def _run_wall(
                 await clock.cancel()
         finally:
             await transport.close()
-        return sum(server.wrong_answers for server in servers.values())
+        return _Ended(
+            sum(server.wrong_answers for server in servers.values()), sum(each.too_slow for each in heads.values())
+        )
+
+
+def _heads(
+    scenario: Scenario,
+    servers: Mapping[str, HttpFleetServer],
+    base: Path,
+    make_heads: MakeHeads | None,
+    files: contextlib.ExitStack,
+) -> dict[str, RunnableHeads]:
+    if scenario.compute == "replay":
+        return {}
+    if make_heads is None:
+        raise UsageError("compute: real is not possible here; run it with `python -m edge_sim run`")
+    made = {}
+    for name, model in scenario.models.items():
+        assert model.inputs is not None
+        calibration = None if model.calibration is None else base / model.calibration
+        made[name] = make_heads(servers[name].payloads.header, base / model.inputs, calibration)
+        files.callback(made[name].close)
+    return made
+
+
+async def _end_when_too_slow(scenario: Scenario, clock: FleetClock, heads: Mapping[str, Heads]) -> None:
+    while clock.now_s() < scenario.duration_s:
+        await clock.sleep(0.1)
+        slow = sum(each.too_slow for each in heads.values())
+        if slow:
+            raise UsageError(
+                f"this machine is too slow for its devices ({slow} heads ended late), and the scenario is strict: "
+                "fewer devices, or compute: replay"
+            )
 
 
 def _http_servers(
@@ -259,8 +331,7 @@ def _http_servers(
 ) -> dict[str, HttpFleetServer]:
     servers = {}
     for name, model in scenario.models.items():
-        if model.payloads is None:
-            raise UsageError(f"models.{name}: clock wall needs payloads; `python -m edge_sim payloads` makes them")
+        assert model.payloads is not None
         payloads = files.enter_context(PayloadFile.open(base / model.payloads))
         servers[name] = HttpFleetServer(transport, payloads, clock, route=model.route)
     return servers

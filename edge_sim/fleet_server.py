@@ -20,6 +20,8 @@ class Ask:
     group: int = 0
     bad: bool = False
     """The body is damaged on purpose; a server answers 400."""
+    body: bytes | None = None
+    """What was computed just now; None for what was prepared."""
 
 
 class Served(NamedTuple):

@@ -28,7 +28,7 @@ class HttpFleetServer:
         self, transport: Transport, payloads: PayloadFile, clock: FleetClock, *, route: str | None = None
     ) -> None:
         self._transport = transport
-        self._payloads = payloads
+        self.payloads = payloads
         self._clock = clock
         self._path = f"{route or model_path(payloads.header.model.name)}?top_k=1"
         self._digest = payloads.header.model.digest
@@ -45,8 +45,8 @@ class HttpFleetServer:
         left_s = until_s - began_s
         if left_s <= 0:
             return None
-        option = self._payloads.header.options[ask.option]
-        body = self._body(ask)
+        option = self.payloads.header.options[ask.option]
+        body = self._body(ask) if ask.body is None else ask.body
         if ask.bad:
             body = body[:-1] + bytes([body[-1] ^ 0xFF])
         request = Request(
@@ -71,7 +71,7 @@ class HttpFleetServer:
     def _body(self, ask: Ask) -> bytes:
         body = self._bodies.get((ask.option, ask.input))
         if body is None:
-            body = self._bodies[ask.option, ask.input] = self._payloads.body(ask.option, ask.input)
+            body = self._bodies[ask.option, ask.input] = self.payloads.body(ask.option, ask.input)
         return body
 
     def _refused(self, response: Response) -> Refused:

@@ -149,14 +149,25 @@ class Group(Settings):
 class ModelSettings(Settings):
     """A model of the scenario."""
 
-    profile: str
-    """Name of a profile that ships with the package, or a JSON file of `python -m edge_sim payloads`."""
+    profile: str | None = None
+    """Name of a profile that ships with the package, or a JSON file of `python -m edge_sim payloads --profile`; in
+    virtual time, where there are no payloads."""
     payloads: Path | None = None
-    """Prepared frames; needed on the wall clock."""
+    """Prepared frames, which say what a profile says; needed on the wall clock."""
+    inputs: Path | None = None
+    """File or folder that the payloads were made from; needed where `compute` is real."""
+    calibration: Path | None = None
+    """Of the payloads' calibrated options, where `compute` is real; by default the embedded model's."""
     route: str | None = None
     """Path on the server; by default /v1/models/<name>."""
     split_points: tuple[str, ...] | None = None
     """Those among which an adaptive device chooses; by default all of the profile."""
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.profile is None and self.payloads is None:
+            raise ValueError("say profile, or payloads")
+        return self
 
 
 class ServerSettings(Settings):
@@ -239,6 +250,10 @@ class Scenario(Settings):
     name: Name = "scenario"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     clock: Literal["virtual", "wall"] = "virtual"
+    compute: Literal["replay", "real"] = "replay"
+    """real: this machine runs the heads, and each takes at least as long as on its device. Wall clock only."""
+    strict: bool = False
+    """A machine too slow for its devices ends the run; else it is only counted."""
     duration_s: Positive
     deadline_s: Positive = 1.0
     models: Annotated[Mapping[Name, ModelSettings], Field(min_length=1)]
@@ -269,6 +284,20 @@ class Scenario(Settings):
                 _known(fault.model, self.models, f"{place}.model")
         if self.clock == "wall" and self.server.url is None:
             raise ValueError("server: clock wall needs server.url")
+        if self.clock == "wall":
+            for name, model in self.models.items():
+                if model.payloads is None:
+                    raise ValueError(f"models: {name}: clock wall needs payloads (`python -m edge_sim payloads`)")
+        if self.compute == "real":
+            if self.clock != "wall":
+                raise ValueError("compute: real heads take real time; say clock: wall")
+            for name, model in self.models.items():
+                if model.inputs is None:
+                    raise ValueError(f"models: {name}.inputs has to be set where compute is real")
+        if self.clock == "wall":
+            for fault in self.faults:
+                if isinstance(fault, ServerDown | ReplicaKilled):
+                    raise ValueError(f"faults: {fault.kind} is for simulated servers; stop a real one yourself")
         if self.clock == "virtual":
             for name in self.models:
                 if name not in self.server.profiles:
@@ -314,7 +343,7 @@ def _files_of(scenario: Scenario) -> list[tuple[tuple[int | str, ...], Path]]:
             if rate is not None and rate.trace is not None:
                 found.append(((*place, direction, "trace"), rate.trace))
     for name, model in scenario.models.items():
-        if model.profile.endswith(".json"):
+        if model.profile is not None and model.profile.endswith(".json"):
             found.append((("models", name, "profile"), Path(model.profile)))
         if model.payloads is not None:
             found.append((("models", name, "payloads"), model.payloads))

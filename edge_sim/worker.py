@@ -11,7 +11,7 @@ do, and an answer that comes later is ignored. What can be finished neither ther
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +27,8 @@ from edge_sim.request_record import ANSWERED, DROPPED, GAVE_UP, LOCALLY, Request
 
 # Of a device's own prediction of how long finishing takes: what it leaves for the clock to be late.
 _SPARE_S = 1e-6
+# Of this machine's scheduling, not of its speed.
+HOST_SLACK_S = 2e-3
 # After so long without a transfer, half of what a device believes of its bandwidth is its profile's promise again.
 FORGETTING_S = 30.0
 
@@ -58,6 +60,14 @@ class PathFacts:
     """Without transmission."""
 
 
+class Heads(Protocol):
+    """Runs what a simulated device computes on this machine; see real_heads.py."""
+
+    too_slow: int
+
+    def begin(self, option: int, item: int) -> Awaitable[bytes]: ...
+
+
 class Choices(Protocol):
     """What a device may do now: replaced as a whole when model or split are switched while it runs."""
 
@@ -81,6 +91,10 @@ class Choices(Protocol):
 
     @property
     def reply_bytes(self) -> int: ...
+
+    @property
+    def heads(self) -> Heads | None:
+        """None: what was prepared is replayed."""
 
 
 class EdgeWorker:
@@ -227,12 +241,16 @@ class EdgeWorker:
             start_s, end_s = device.compute(now_s, option.head_s)
             request.wait_s, request.head_s = start_s - now_s, end_s - start_s
             request.compute_j += self._power.compute(end_s - start_s)
-            await clock.sleep_until(end_s)
-        if await self._send(request, option, size, deadline_s, item):
+            body = await self._computed(option.index, item, start_s, end_s)
+        else:
+            body = None
+        if await self._send(request, option, size, deadline_s, item, body):
             return
         await self._finish_here(request, option.rest_s, deadline_s, item, whole=False)
 
-    async def _send(self, request: Request, option: PlanOption, size: int, deadline_s: float, item: int) -> bool:
+    async def _send(
+        self, request: Request, option: PlanOption, size: int, deadline_s: float, item: int, body: bytes | None
+    ) -> bool:
         """Whether the server's answer came in time; else `request.reason` says why not."""
         clock, link, choices, conduct = self._clock, self._link, self._choices, self._conduct
         while True:
@@ -267,7 +285,7 @@ class EdgeWorker:
             self._observe(size, up.queued_s + up.transmission_s + up.retransmission_s)
             request.bandwidth_mbit_s = self._estimate.megabits_per_s
             bad = self.bad_share > 0 and self._rng.random() < self.bad_share
-            ask = Ask(option.index, option.split_point or "input", item, size, self._group_index, bad)
+            ask = Ask(option.index, option.split_point or "input", item, size, self._group_index, bad, body)
             result = await choices.server.infer(ask, until_s=last_s)
             if result is None:
                 request.reason = "server_too_slow"
@@ -318,7 +336,7 @@ class EdgeWorker:
     ) -> None:
         """Compute what is left of the model on the device, if that can be done in time."""
         now_s = self._clock.now_s()
-        device = self._device
+        device, choices = self._device, self._choices
         if device.would_end_s(now_s, seconds) > deadline_s:
             request.outcome = GAVE_UP
             request.reason = request.reason or "deadline"
@@ -327,10 +345,32 @@ class EdgeWorker:
         request.wait_s += start_s - now_s
         request.local_s = end_s - start_s
         request.compute_j += self._power.compute(end_s - start_s)
-        await self._clock.sleep_until(end_s)
+        if whole:
+            await self._computed(choices.whole.index, item, start_s, end_s)
+        else:
+            await self._clock.sleep_until(end_s)
         request.outcome = LOCALLY
-        correct = self._choices.whole.correct
+        correct = choices.whole.correct
         request.correct = correct[item] if correct else None
+
+    async def _computed(self, option: int, item: int, start_s: float, end_s: float) -> bytes | None:
+        """Return when the device has ended the job; what it computed, where this machine does compute it.
+
+        Never before its device would have ended, and later, and counted, where this machine was slower.
+        """
+        clock, heads = self._clock, self._choices.heads
+        if heads is None:
+            await clock.sleep_until(end_s)
+            return None
+        # Jobs before this one are still being computed; this one may begin when they are done.
+        await clock.sleep_until(start_s)
+        job = heads.begin(option, item)
+        await clock.sleep_until(end_s)
+        late_from_s = clock.now_s()
+        body = await job
+        if clock.now_s() - late_from_s > HOST_SLACK_S:
+            heads.too_slow += 1
+        return body or None
 
     def _may_send(self, size: int, now_s: float) -> bool:
         limit = self._conduct.upload_limit_bytes_per_s

@@ -74,7 +74,7 @@ def test_a_fleet_on_the_wall_clock_gets_the_answers_that_the_payloads_expect(url
         "seed": 3,
         "clock": "wall",
         "duration_s": 5,
-        "models": {"resnet20-cifar10": {"profile": "resnet20-cifar10", "payloads": str(payloads)}},
+        "models": {"resnet20-cifar10": {"payloads": str(payloads)}},
         "server": {"url": url},
         "groups": groups,
         "faults": [{"kind": "bad_frames", "at_s": 4, "for_s": 1, "group": "split", "share": 1.0}],
@@ -88,6 +88,35 @@ def test_a_fleet_on_the_wall_clock_gets_the_answers_that_the_payloads_expect(url
     assert by_group["server"]["in_time"] > 0.9
     assert by_group["split"]["fallbacks"].keys() == {"bad_frame"}
     assert by_group["adaptive"]["up_bytes"] == 0
+
+
+@pytest.mark.parametrize(("device", "slow"), [("pi-zero-2w", False), ("dimensity-9300", True)])
+def test_real_heads_are_padded_to_their_device_and_a_slow_host_is_counted(url, payloads, folder, device, slow):
+    group = {
+        "name": "real",
+        "count": 1,
+        "device": device,
+        "link": {"profile": "wifi"},
+        "model": "resnet20-cifar10",
+        "policy": {"kind": "fixed", "split_point": "stage3", "codec": "u2+lz4"},
+        "arrivals": {"kind": "poisson", "rate_per_s": 5.0},
+    }
+    model = {"payloads": str(payloads), "inputs": SAMPLES}
+    scenario = {
+        "version": 1,
+        "clock": "wall",
+        "compute": "real",
+        "duration_s": 4,
+        "models": {"resnet20-cifar10": model},
+        "server": {"url": url},
+        "groups": [group],
+    }
+    file = folder / f"real-{device}.yaml"
+    file.write_text(yaml.safe_dump(scenario))
+    found = edge_sim("run", file, "--runs", folder / "runs", "--json")
+    assert found["wrong_answers"] == 0
+    assert found["groups"][0]["in_time"] == 1.0
+    assert (found["host_too_slow"] > 0) == slow
 
 
 def test_a_server_is_measured_for_virtual_time(url, payloads, folder):
