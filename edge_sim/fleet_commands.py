@@ -318,7 +318,20 @@ def _live(progress: Progress, scenario: Scenario) -> Any:
         f"{progress.requests / max(progress.now_s, 1e-9):.0f}/s",
     )
     outcomes = "  ".join(f"{name} {count}" for name, count in progress.outcomes.most_common())
-    return Lines(table, outcomes)
+    return Lines(table, _live_stages(progress), outcomes)
+
+
+def _live_stages(progress: Progress) -> str:
+    """Mean stages of the last answers, those that took any time."""
+    recent = list(progress.recent)
+    if not recent:
+        return ""
+    means = {
+        stage.removesuffix("_s"): 1000 * sum(getattr(each, stage) for each in recent) / len(recent)
+        for stage in ("wait_s", "head_s", "up_queue_s", "up_s", "server_queue_s", "server_s", "down_s", "local_s")
+    }
+    shown = "  ".join(f"{stage} {ms:.1f}" for stage, ms in means.items() if ms >= 0.05)
+    return f"ms, last {len(recent)}: {shown}"
 
 
 def _finish(result: RunResult, assumed: list[str], *, as_json: bool, facts: Mapping[str, Any] | None = None) -> None:

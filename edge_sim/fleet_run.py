@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +41,8 @@ ASSUMED_SERVICE_S = 0.01
 # What may still be under way after the last deadline: the clock's own lateness.
 _GRACE_S = 1.0
 _LINES = 2000
+# Over how many answers a live mean goes.
+RECENT = 10
 
 
 @dataclass(slots=True)
@@ -50,7 +52,8 @@ class Progress:
     now_s: float = 0.0
     requests: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
-    by_group: Counter[tuple[str, str]] = field(default_factory=Counter)
+    recent: deque[Request] = field(default_factory=lambda: deque(maxlen=RECENT))
+    """The last ones that were answered."""
     latency_s: float = 0.0
     """Of the answers, summed."""
     up_bytes: int = 0
@@ -101,6 +104,7 @@ class FleetRecorder:
         progress.outcomes[request.outcome] += 1
         progress.up_bytes += request.up_bytes
         if request.in_time:
+            progress.recent.append(request)
             progress.answered += 1
             progress.latency_s += request.total_s
         self.late_s.append(request.late_s)

@@ -38,7 +38,7 @@ def shell(command: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("command", bash_blocks()[0])
+@pytest.mark.parametrize("command", [*bash_blocks()[0], *bash_blocks()[3]])
 def test_a_command_that_needs_no_server_runs(command):
     assert shell(command).strip()
 
