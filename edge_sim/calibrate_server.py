@@ -27,6 +27,7 @@ CONCURRENCIES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 # Fewer batches of a size say more of the moment than of the size.
 MIN_BATCHES = 8
 QUANTILES = 21
+FEW = 2
 _BATCH = re.compile(r"batch;desc=\"?(\d+)")
 
 
@@ -110,8 +111,8 @@ def profile_of(
     }
     if not batch_s:
         raise ValueError("too few answers: measure for longer")
-    # At a moderate load: what surrounds a batch grows with how busy everything is.
-    around = [each.total_s - each.queue_s - each.batch_s for each in samples]
+    # Of few requests at once: of many, most of what surrounds a batch is waiting for one another.
+    around = [each.total_s - each.queue_s - each.batch_s for each in samples if each.concurrency <= FEW]
     return ServerProfile(
         source=source,
         replicas=replicas,

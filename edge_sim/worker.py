@@ -260,6 +260,10 @@ class EdgeWorker:
             last_s = deadline_s - rest_s - _SPARE_S
             if last_s <= now_s:
                 last_s = deadline_s
+            if last_s <= now_s:
+                # On the wall clock, where this machine is late itself.
+                request.reason = request.reason or "deadline"
+                return False
             if link.is_down(now_s):
                 request.reason = "link_down"
                 return False
