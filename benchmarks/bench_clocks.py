@@ -89,6 +89,12 @@ def times_s(run: Run) -> np.ndarray[Any, np.dtype[np.float64]]:
     return total
 
 
+def _medians(run: Run) -> str:
+    rows = run.texts["outcome"].where("answered")
+    stages = ("up_queue_s", "up_s", "server_queue_s", "server_s", "down_s")
+    return ", ".join(f"{stage[:-2]} {1000 * float(np.median(run.numbers[stage][rows])):.1f} ms" for stage in stages)
+
+
 def main() -> int:
     """Calibrate, then compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -121,6 +127,8 @@ def main() -> int:
                             clock, rate_per_s=load * capacity, seconds=options.seconds, seed=round_number + 1, at=at
                         )
                         runs[clock] = one(made, folder / f"{made.name}-{round_number}", payloads)
+                    for clock, run in runs.items():
+                        print(f"{100 * load:.0f} %, {clock}: {_medians(run)}")
                     wall, virtual = times_s(runs["wall"]), times_s(runs["virtual"])
                     for name, share in (("p50", 0.5), ("p95", 0.95)):
                         real, modelled = float(np.quantile(wall, share)), float(np.quantile(virtual, share))
