@@ -99,7 +99,12 @@ def main() -> int:
     """Calibrate, then compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=30.0, help="of each run on the wall clock")
-    parser.add_argument("--calibrate", type=float, default=3.0, help="seconds at each of ten concurrencies")
+    parser.add_argument(
+        "--calibrate",
+        type=float,
+        default=3.0,
+        help="seconds of each closed loop in calibrating",
+    )
     parser.add_argument("--rounds", type=int, default=2, help="runs of each load, with seeds of their own")
     options = parser.parse_args()
     logs = Path("runs/bench-clocks")

@@ -1,21 +1,24 @@
 """Measures a real server for simulations: seconds of batches by size, and what a request takes beside its batch.
 
-Asks at rising concurrency and reads from every answer what the server says of it: how long it waited, how long decoding
-and its batch took, how many samples that batch had. Knows payload files and the transport; batches of a size that never
-came are left out, and the model draws a line between those that did.
+Asks in the closed loop first, to find the capacity and the times of full batches; then at Poisson moments at shares of
+that capacity, because a server that is asked now and then is slower for each request than one that is never let go:
+caches are cold and threads asleep. Reads from every answer what the server says of it: how long it waited, how long
+decoding and its batch took, how many samples that batch had. Knows payload files and the transport.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import re
+import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from edge_sim.clock import SystemClock
+from edge_sim.arrivals import poisson_s
 from edge_sim.routes import model_path
 from edge_sim.server_profile import ServerProfile
 from edge_sim.transport import Request, Transport
@@ -23,11 +26,13 @@ from split_inference.errors import ServerError
 from split_inference.payload_file import PayloadFile
 from split_inference.wire import REPLY_MEDIA_TYPE, decode_reply
 
-CONCURRENCIES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+CLOSED = (16, 32)
+"""Concurrencies of the closed loop."""
+OPEN = (0.15, 0.3, 0.45, 0.6, 0.75, 0.85)
+"""Shares of the capacity at which requests come at Poisson moments."""
 # Fewer batches of a size say more of the moment than of the size.
 MIN_BATCHES = 8
 QUANTILES = 21
-FEW = 2
 _BATCH = re.compile(r"batch;desc=\"?(\d+)")
 
 
@@ -35,7 +40,8 @@ _BATCH = re.compile(r"batch;desc=\"?(\d+)")
 class Sample:
     """One answer as the server and the client saw it; seconds."""
 
-    concurrency: int
+    level: str
+    """"closed 16", or "open 0.3"."""
     total_s: float
     queue_s: float
     batch_s: float
@@ -49,85 +55,110 @@ async def measure(
     option: int,
     seconds: float,
     route: str | None = None,
+    seed: int = 0,
     on_level: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[Sample]:
-    """Ask one option at every concurrency for so long. ServerError where the server refuses or fails."""
-    header = payloads.header
-    chosen = header.options[option]
-    bodies = [payloads.body(option, index) for index in range(len(header.inputs))]
-    headers = {
-        "content-type": chosen.media_type,
-        "accept": REPLY_MEDIA_TYPE,
-        **({} if chosen.mode == "split" else {"x-model-digest": header.model.digest}),
-    }
-    path = f"{route or model_path(header.model.name)}?top_k=1"
-    clock = SystemClock()
-    found: list[Sample] = []
+    """Ask one option at every level for so long. ServerError where the server refuses or fails."""
+    asker = _Asker(transport, payloads, option=option, route=route)
+    levels = len(CLOSED) + len(OPEN)
+    for done, concurrency in enumerate(CLOSED, start=1):
+        await asker.closed_loop(concurrency, seconds=seconds / 5, level=None)
+        await asker.closed_loop(concurrency, seconds=seconds, level=f"closed {concurrency}")
+        on_level(done, levels)
+    capacity = capacity_per_s(asker.samples, seconds=seconds)
+    rng = random.Random(seed)
+    for done, share in enumerate(OPEN, start=len(CLOSED) + 1):
+        arrivals = poisson_s(rng, rate_per_s=share * capacity, until_s=2 * seconds)
+        await asker.open_loop(arrivals, level=f"open {share}")
+        on_level(done, levels)
+    return asker.samples
 
-    async def ask_until(end_s: float, index: int, concurrency: int, *, counts: bool) -> None:
-        turn = index
-        while clock.now_s() < end_s:
-            request = Request(method="POST", path=path, headers=headers, body=bodies[turn % len(bodies)])
-            turn += concurrency
-            began_s = clock.now_s()
-            response = await transport.send(request, timeout_s=30)
-            total_s = clock.now_s() - began_s
-            if response.status != 200:
-                raise ServerError(f"{path} answered {response.status}; a server that is measured has to answer all")
-            if not counts:
-                continue
-            timings = decode_reply(response.body).timings_s
-            batch = _BATCH.search(response.headers.get("server-timing", ""))
-            found.append(
-                Sample(
-                    concurrency,
-                    total_s,
-                    timings.get("queue", 0.0),
-                    timings.get("decode", 0.0) + timings.get("tail", 0.0),
-                    int(batch[1]) if batch else 1,
-                )
-            )
 
-    for done, concurrency in enumerate(CONCURRENCIES):
-        for counts, span_s in ((False, seconds / 5), (True, seconds)):
-            end_s = clock.now_s() + span_s
-            await asyncio.gather(*(ask_until(end_s, i, concurrency, counts=counts) for i in range(concurrency)))
-        on_level(done + 1, len(CONCURRENCIES))
-    return found
+class _Asker:
+    def __init__(self, transport: Transport, payloads: PayloadFile, *, option: int, route: str | None) -> None:
+        header = payloads.header
+        chosen = header.options[option]
+        self._transport = transport
+        self._bodies = [payloads.body(option, index) for index in range(len(header.inputs))]
+        self._headers = {
+            "content-type": chosen.media_type,
+            "accept": REPLY_MEDIA_TYPE,
+            **({} if chosen.mode == "split" else {"x-model-digest": header.model.digest}),
+        }
+        self._path = f"{route or model_path(header.model.name)}?top_k=1"
+        self._turn = 0
+        self.samples: list[Sample] = []
+
+    async def closed_loop(self, concurrency: int, *, seconds: float, level: str | None) -> None:
+        end_s = time.perf_counter() + seconds
+
+        async def again_and_again() -> None:
+            while time.perf_counter() < end_s:
+                await self._ask(level)
+
+        await asyncio.gather(*(again_and_again() for _ in range(concurrency)))
+
+    async def open_loop(self, arrivals_s: Iterator[float], *, level: str) -> None:
+        began_s = time.perf_counter()
+        asked = []
+        for at_s in arrivals_s:
+            await asyncio.sleep(max(0.0, began_s + at_s - time.perf_counter()))
+            asked.append(asyncio.ensure_future(self._ask(level)))
+        await asyncio.gather(*asked)
+
+    async def _ask(self, level: str | None) -> None:
+        body = self._bodies[self._turn % len(self._bodies)]
+        self._turn += 1
+        request = Request(method="POST", path=self._path, headers=self._headers, body=body)
+        began_s = time.perf_counter()
+        response = await self._transport.send(request, timeout_s=30)
+        total_s = time.perf_counter() - began_s
+        if response.status != 200:
+            raise ServerError(f"{self._path} answered {response.status}; a server that is measured has to answer all")
+        if level is None:
+            return
+        timings = decode_reply(response.body).timings_s
+        batch = _BATCH.search(response.headers.get("server-timing", ""))
+        in_batch_s = timings.get("decode", 0.0) + timings.get("tail", 0.0)
+        samples = int(batch[1]) if batch else 1
+        self.samples.append(Sample(level, total_s, timings.get("queue", 0.0), in_batch_s, samples))
 
 
 def profile_of(
     samples: Sequence[Sample], *, split_point: str, source: str, replicas: int = 1, max_batch: int = 16
 ) -> ServerProfile:
-    """The profile that these answers say. ValueError where there are none."""
-    by_rows: dict[int, list[float]] = defaultdict(list)
-    for sample in samples:
-        by_rows[sample.samples].append(sample.batch_s)
-    batch_s = {
-        rows: _quantiles(times)
-        for rows, times in sorted(by_rows.items())
-        # Every answer of a batch says its time: count batches, not answers.
-        if len(times) >= MIN_BATCHES * rows
-    }
-    if not batch_s:
+    """The profile that these answers say; of a batch size, those at Poisson moments, where there are enough.
+
+    ValueError where there are too few.
+    """
+    spread = [each for each in samples if each.level.startswith("open")]
+    batch_s = {**_by_rows(samples), **_by_rows(spread)}
+    if not batch_s or not spread:
         raise ValueError("too few answers: measure for longer")
-    # Of few requests at once: of many, most of what surrounds a batch is waiting for one another.
-    around = [each.total_s - each.queue_s - each.batch_s for each in samples if each.concurrency <= FEW]
     return ServerProfile(
         source=source,
         replicas=replicas,
         max_batch=max_batch,
-        overhead_s=_quantiles([max(0.0, each) for each in around]),
-        batch_s={split_point: batch_s},
+        overhead_s=_quantiles([max(0.0, each.total_s - each.queue_s - each.batch_s) for each in spread]),
+        batch_s={split_point: dict(sorted(batch_s.items()))},
     )
 
 
-def capacity_per_s(samples: Sequence[Sample], *, seconds: float) -> float:
-    """Answers a second at the concurrency that gave most."""
-    counts: dict[int, int] = defaultdict(int)
+def _by_rows(samples: Sequence[Sample]) -> dict[int, tuple[float, ...]]:
+    by_rows: dict[int, list[float]] = defaultdict(list)
     for sample in samples:
-        counts[sample.concurrency] += 1
-    return max(counts.values()) / seconds
+        by_rows[sample.samples].append(sample.batch_s)
+    # Every answer of a batch says its time: count batches, not answers.
+    return {rows: _quantiles(times) for rows, times in by_rows.items() if len(times) >= MIN_BATCHES * rows}
+
+
+def capacity_per_s(samples: Sequence[Sample], *, seconds: float) -> float:
+    """Answers a second in the closed loop, at the concurrency that gave most."""
+    counts: dict[str, int] = defaultdict(int)
+    for sample in samples:
+        if sample.level.startswith("closed"):
+            counts[sample.level] += 1
+    return max(counts.values(), default=0) / seconds
 
 
 def _quantiles(values: Sequence[float]) -> tuple[float, ...]:

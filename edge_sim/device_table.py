@@ -76,11 +76,16 @@ def render_devices(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_row(row["name"], *cells)
     console.print(table)
     if rows:
-        errors = {each["expected_error"] for each in rows[0]["networks"].values() if each["basis"] == "fitted"}
-        shown = f"{100 * max(errors):.0f} %" if errors else "none"
+        errors = {
+            row["kind"]: each["expected_error"]
+            for row in rows
+            for each in row["networks"].values()
+            if each["basis"] == "fitted"
+        }
+        shown = " and ".join(f"{100 * error:.0f} % for a {kind}" for kind, error in sorted(errors.items()))
         console.print(
-            f"Source of measured times: {rows[0]['source']}. ~ by the fit over them, median error {shown} where a "
-            "network was left out. Slowing down under load is assumed for every device (--json has the ranges)."
+            f"Source of measured times: {rows[0]['source']}. ~ by the fit over them; where a network was left out of it, "
+            f"the median error was {shown}. Slowing down under load is assumed for every device (--json has the ranges)."
         )
 
 
