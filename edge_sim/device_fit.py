@@ -70,7 +70,7 @@ class DeviceFit:
     @cached_property
     def expected_error(self) -> Mapping[str, float]:
         """By kind of device: median of the check by leaving each model out, without a sign."""
-        found = {}
+        found: dict[str, float] = {}
         for kind in _KINDS:
             rows = leave_one_model_out(self._devices, self._works, kind=kind)
             found[kind] = float(np.median([abs(row.relative_error) for row in rows])) if rows else float("inf")

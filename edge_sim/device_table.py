@@ -84,8 +84,8 @@ def render_devices(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
         }
         shown = " and ".join(f"{100 * error:.0f} % for a {kind}" for kind, error in sorted(errors.items()))
         console.print(
-            f"Source of measured times: {rows[0]['source']}. ~ by the fit over them; where a network was left out of it, "
-            f"the median error was {shown}. Slowing down under load is assumed for every device (--json has the ranges)."
+            f"Source of measured times: {rows[0]['source']}. ~ by the fit over them; where a network was left out, "
+            f"the median error was {shown}. Slowing down under load is assumed everywhere (--json has the ranges)."
         )
 
 

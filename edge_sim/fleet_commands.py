@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 # An invalid run is no failure of the server, and no success either.
 INVALID = 3
+# Reading more than this takes seconds: `report` does it when asked.
+SUMMARIZED_AT_ONCE = 200_000
 
 app = typer.Typer(
     name="python -m edge_sim",
@@ -340,7 +342,8 @@ def _finish(result: RunResult, assumed: list[str], *, as_json: bool, facts: Mapp
     from edge_sim.run_summary import render_summary, summarize, summary_facts
 
     rows = []
-    if result.requests:
+    at_once = 0 < result.requests <= SUMMARIZED_AT_ONCE
+    if at_once:
         rows = summarize(read_run(result.folder))
         write_report(result.folder)
     if as_json:
@@ -349,8 +352,11 @@ def _finish(result: RunResult, assumed: list[str], *, as_json: bool, facts: Mapp
     else:
         outcomes = ", ".join(f"{name} {count}" for name, count in sorted(result.outcomes.items()))
         out.print(f"{result.requests} requests: {outcomes}")
-        render_summary(out, rows, assumed=assumed)
-        out.print(f"written to {result.folder}; look at {result.folder / 'report.html'}")
+        if at_once:
+            render_summary(out, rows, assumed=assumed)
+            out.print(f"written to {result.folder}; look at {result.folder / 'report.html'}")
+        else:
+            out.print(f"written to {result.folder}; `python -m edge_sim report {result.folder}` sums it up")
     if result.invalid:
         err.print(f"edge_sim: INVALID: {result.invalid}")
         raise typer.Exit(INVALID)

@@ -88,7 +88,9 @@ def test_validate_schema_devices_and_links_speak_json():
 
 def test_load_goes_to_this_machine_only_unless_told_otherwise(tmp_path):
     content = yaml.safe_load(MIXED.read_text())
+    (tmp_path / "some.payloads").write_bytes(b"")
     content |= {"clock": "wall", "server": {"url": "http://192.0.2.1:8000"}, "faults": []}
+    content["models"] = {"mobilenet": {"payloads": "some.payloads"}}
     file = tmp_path / "away.yaml"
     file.write_text(yaml.safe_dump(content))
     result = edge_sim("run", file, "--runs", tmp_path)
