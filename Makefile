@@ -14,7 +14,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev demo serve check-config test test-fast check format verify \
-	bench-codec bench-serving bench-overload bench-fleet bench-policies chaos soak compile grpc dashboards fuzz-wire accuracy accuracy-embedded accuracy-mobilenet train clean
+	bench-codec bench-serving bench-overload bench-fleet bench-clocks bench-policies chaos soak compile grpc dashboards fuzz-wire accuracy accuracy-embedded accuracy-mobilenet train clean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,9 @@ bench-overload: $(VENV)/.installed-dev  ## Twice the capacity for a minute, and 
 
 bench-fleet: $(VENV)/.installed-dev  ## 2,000 devices in real time, a million requests in virtual time (4 min)
 	$(BIN)/python -m benchmarks.bench_fleet
+
+bench-clocks: $(VENV)/.installed-dev  ## The same fleet in virtual time and against the real server (6 min)
+	$(BIN)/python -m benchmarks.bench_clocks
 
 bench-policies: $(VENV)/.installed-dev  ## The adaptive policy beside every fixed one, over recorded traces
 	$(BIN)/python -m benchmarks.bench_policies
