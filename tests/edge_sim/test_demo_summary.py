@@ -87,7 +87,7 @@ def test_two_lost_images_of_a_hundred_pass_and_three_do_not():
 def test_what_a_demo_has_to_hold_is_bounded():
     outcomes = [each for n in range(10) for each in one_of_each(str(n))]
     assert judge(outcomes, leftover=1) == ["leftover_processes"]
-    assert judge(outcomes, total_s=61) == ["total_s"]
+    assert judge(outcomes, total_s=91) == ["total_s"]
     large = [outcome(mode, sent_bytes=900) for mode in MODES]
     assert judge(large) == ["shared_bytes_per_request"]
     strange = [each for n in range(100) for each in one_of_each(str(n), server=2 if n < 2 else 1)]

@@ -62,7 +62,15 @@ def test_the_demo_compares_three_modes_and_leaves_only_its_records(tmp_path):
     assert result["modes"]["shared"]["bytes_per_request"] < result["modes"]["server-only"]["bytes_per_request"]
 
     run = tmp_path / result["run"]
-    assert {path.name for path in run.iterdir()} == {"header.json", "requests.jsonl", "server.log"}
+    assert {path.name for path in run.iterdir()} == {"header.json", "requests.jsonl", "server.log", "fleet"}
+    fleet = {path.name for path in (run / "fleet").iterdir()}
+    assert fleet == {"header.json", "requests.jsonl", "report.html", "frames.payloads"}
+    assert {group["policy"] for group in result["fleet"]["groups"]} == {
+        "server_only",
+        "fixed",
+        "device_only",
+        "adaptive",
+    }
     assert json.loads((run / "header.json").read_text())["split_point"] == result["split_point"]
     requests = recorded(tmp_path)
     assert len(requests) == 3 * IMAGES
