@@ -6,8 +6,9 @@ Knows how settings become objects, and the faults. Knows no YAML, no HTTP and no
 from __future__ import annotations
 
 import random
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from edge_sim.arrivals import periodic_s, poisson_s
@@ -129,13 +130,16 @@ class Fleet:
         }
         self.workers: dict[str, list[EdgeWorker]] = {}
         self._links: dict[str, list[Link]] = {}
-        self._lives: list[Coroutine[Any, Any, None]] = []
+        self._lives: list[Callable[[], Coroutine[Any, Any, None]]] = []
         number = 0
         for index, group in enumerate(scenario.groups):
             self.workers[group.name], self._links[group.name] = [], []
             for member in range(group.count):
                 if number % self._shard.count == self._shard.index:
-                    self._add(group, index, member)
+                    try:
+                        self._add(group, index, member)
+                    except ConfigError as error:
+                        raise ConfigError(f"groups[{index}] {group.name}: {error}") from None
                 number += 1
 
     @property
@@ -146,7 +150,7 @@ class Fleet:
     def start(self) -> None:
         """Let all devices live, and faults happen."""
         for life in self._lives:
-            self._clock.start(life)
+            self._clock.start(life())
         self._lives = []
         for fault in self._scenario.faults:
             self._clock.start(self._happen(fault))
@@ -190,7 +194,7 @@ class Fleet:
         )
         count = self._models[group.model].inputs
         first = rng.randrange(count)
-        self._lives.append(worker.live(arrivals, inputs=lambda request: (first + request) % count))
+        self._lives.append(partial(worker.live, arrivals, inputs=lambda request: (first + request) % count))
 
     def _choices(self, device: str, model: str, settings: PolicySettings) -> Bound:
         options, whole = self._plan(device, model)

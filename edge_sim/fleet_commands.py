@@ -173,18 +173,17 @@ def merge(
 
 
 @app.command()
-def validate(scenario: ScenarioArgument, as_json: JsonOption = False) -> None:
-    """Check a scenario without running it: keys, values, names of profiles, files.
+def validate(scenario: ScenarioArgument, traces: TracesOption = None, as_json: JsonOption = False) -> None:
+    """Check a scenario without running it: keys, values, files, names of devices, links and split points.
 
     Example:
 
     `python -m edge_sim validate edge_sim/scenarios/mixed.yaml`
     """
-    from edge_sim.fleet_run import model_profiles
     from edge_sim.scenario import read_scenario
 
     found = read_scenario(scenario)
-    model_profiles(found, scenario.parent)
+    check_names(found, base=scenario.parent, traces=traces)
     devices = sum(group.count for group in found.groups)
     rate = sum(group.count * group.arrivals.rate_per_s for group in found.groups)
     facts = {"scenario": found.name, "devices": devices, "requests_per_s": rate, "duration_s": found.duration_s}
@@ -281,6 +280,8 @@ def _run(
 
     if scenario.clock == "wall" and scenario.server.url and not yes and not is_loopback(_host(scenario.server.url)):
         raise UsageError(f"{scenario.server.url} is not this machine: say --yes if load may go there")
+    # Before a folder is made.
+    check_names(scenario, base=base, traces=traces)
     hardware = ProfileHardware(folder=base, traces=traces)
     models = model_profiles(scenario, base)
     devices = sum(group.count for group in scenario.groups)
@@ -301,6 +302,28 @@ def _run(
             watch=(lambda progress: None) if quiet else (lambda progress: live.update(_live(progress, scenario))),
         )
     return result, hardware.assumed
+
+
+def check_names(scenario: Scenario, *, base: Path, traces: Path | None) -> None:
+    """Put one device of each group together, and forget it. ConfigError or UsageError for what cannot be."""
+    from edge_sim.fleet import Fleet
+    from edge_sim.fleet_run import model_profiles
+    from edge_sim.hardware import ProfileHardware
+    from edge_sim.virtual_clock import VirtualClock
+
+    one_each = scenario.model_copy(
+        update={"groups": tuple(group.model_copy(update={"count": 1}) for group in scenario.groups)}
+    )
+    nobody: Any = None
+    Fleet(
+        one_each,
+        models=model_profiles(scenario, base),
+        servers=dict.fromkeys(scenario.models, nobody),
+        service_s=dict.fromkeys(scenario.models, 0.0),
+        hardware=ProfileHardware(folder=base, traces=traces),
+        clock=VirtualClock(),
+        writer=nobody,
+    )
 
 
 def _make_heads(header: PayloadHeader, inputs: Path, calibration: Path | None) -> RunnableHeads:
