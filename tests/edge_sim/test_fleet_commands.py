@@ -12,6 +12,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 MIXED = ROOT / "edge_sim" / "scenarios" / "mixed.yaml"
+pytestmark = pytest.mark.slow
 
 
 def edge_sim(*arguments, cwd=ROOT):

@@ -15,6 +15,7 @@ from split_inference.model_cache import KEPT, cache_place, load_cached_model
 from split_inference.model_catalog import EMBEDDED_URI, load_model
 
 URI = "resnet18?weights=random&seed=3"
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
