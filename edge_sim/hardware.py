@@ -15,6 +15,7 @@ from edge_sim.energy import PowerProfile, RadioProfile, read_power_profiles, rea
 from edge_sim.link import Bottleneck, Link
 from edge_sim.link_profiles import LinkProfile, RateProfile, RateStateProfile, read_link_profiles
 from edge_sim.model_profile import ModelProfile
+from edge_sim.plan import ENCODE_S_PER_VALUE
 from edge_sim.power_meter import Power, PowerMeter
 from edge_sim.profile_files import Figure, pick
 from edge_sim.rates import MarkovRate, RateState
@@ -45,7 +46,9 @@ class ProfileHardware:
         self._works = {**reference_work(), **(works or {})}
         self._fit = DeviceFit(self._devices, self._works)
         self._traces: dict[Path, Trace] = {}
-        self._assumed: dict[str, str] = {}
+        self._assumed: dict[str, str] = {
+            "encoding, seconds a value": f"{ENCODE_S_PER_VALUE:g}, assumed {1.6e-9:g} to {3e-8:g}"
+        }
 
     @property
     def assumed(self) -> list[str]:

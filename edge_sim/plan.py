@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 SERVER_ONLY, SPLIT, DEVICE_ONLY = "server_only", "split", "device_only"
-# Seconds to quantise, pack and compress one value. Measured at 1.6 ns on a server core (docs/results/codec_*.md); assumed
-# to be six times that on every device, because nobody measured it there.
+# Seconds to quantise, pack and compress one value. Measured at 1.6 ns on a server core (docs/results/codec_*.md);
+# assumed to be six times that on every device, because nobody measured it there.
 ENCODE_S_PER_VALUE = 10e-9
 
 
