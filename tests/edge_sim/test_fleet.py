@@ -7,10 +7,15 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from edge_sim.fleet import Shard
+from edge_sim.fleet import Fleet, Shard
+from edge_sim.fleet_run import FleetRecorder
+from edge_sim.recorder import RunRecorder
 from edge_sim.scenario import Scenario
+from edge_sim.server_model import ServerModel
+from edge_sim.server_profile import ServerProfile
+from edge_sim.virtual_clock import Promise, VirtualClock
 from split_inference.errors import ConfigError
-from tests.edge_sim.fleets import POWER, ToyHardware, group, scenario, simulate
+from tests.edge_sim.fleets import MODEL, POWER, SERVER, ToyHardware, group, scenario, simulate
 
 ALL = [
     group("server", policy={"kind": "server_only"}),
@@ -115,6 +120,49 @@ def test_devices_that_leave_take_no_inputs_and_come_back(tmp_path):
     rows = simulate(made, tmp_path / "run")
     assert not [row for row in rows if 10.0 <= row["intended_s"] < 20.0]
     assert [row for row in rows if row["intended_s"] >= 20.0]
+
+
+class SlowHeads:
+    """Computes every head in `head_s`, in virtual time."""
+
+    def __init__(self, clock, head_s):
+        self.clock, self.head_s = clock, head_s
+        self.too_slow = 0
+
+    def begin(self, option, item):
+        job = Promise()
+        self.clock.at(self.clock.now_s() + self.head_s, lambda _: self.clock.keep(job, b"computed"))
+        return self._ended(job)
+
+    async def _ended(self, job):
+        await self.clock.wait(job, until_s=1e9)
+        return job.value
+
+
+@pytest.mark.parametrize(("head_s", "slow"), [(0.09, 0.0), (0.1019, 0.0), (0.1021, 1.0), (0.3, 1.0)])
+def test_a_head_that_this_machine_ends_after_its_device_is_counted(tmp_path, head_s, slow):
+    # The device needs 0.1 s for the head; 2 ms are this machine's scheduling.
+    clock = VirtualClock()
+    made = scenario(group(policy={"kind": "fixed", "split_point": "half", "codec": "u4+lz4"}, max_in_flight=1))
+    server = ServerModel(ServerProfile.model_validate(SERVER), clock, seed="s", reply_bytes=200)
+    heads = SlowHeads(clock, head_s)
+    with RunRecorder(tmp_path, command="test", facts={}) as recorder:
+        writer = FleetRecorder(recorder)
+        fleet = Fleet(
+            made,
+            models={"toy": MODEL},
+            servers={"toy": server},
+            service_s={"toy": 0.01},
+            hardware=ToyHardware(),
+            clock=clock,
+            writer=writer,
+            heads={"toy": heads},
+        )
+        fleet.start()
+        clock.run(until_s=40.0)
+    answered = writer.progress.outcomes["answered"]
+    assert answered > 10
+    assert heads.too_slow == slow * answered
 
 
 def test_damaged_frames_are_refused_and_answered_locally(tmp_path):
