@@ -34,6 +34,8 @@ class View:
     """That the server reports."""
     service_s: float = 0.0
     """Of a request on the server once its turn has come."""
+    send_bias_s: float = 0.0
+    """By which asking the server took longer than all this lately."""
     battery_share: float = 1.0
     compute_w: float = 1.0
     """Power while it computes."""
@@ -117,6 +119,7 @@ def latency_s(view: View, option: PlanOption) -> float:
         + view.server_wait_s
         + view.service_s
         + view.down_s
+        + view.send_bias_s
     )
 
 

@@ -21,9 +21,10 @@ from edge_sim.device import Device
 from edge_sim.fleet_server import Ask, FleetServer, Refused
 from edge_sim.link import Delivery, Link
 from edge_sim.plan import DEVICE_ONLY, PlanOption
-from edge_sim.policy import FixedPolicy, Policy, View
+from edge_sim.policy import FixedPolicy, Policy, View, latency_s
 from edge_sim.power_meter import PowerMeter
 from edge_sim.request_record import ANSWERED, DROPPED, GAVE_UP, LOCALLY, Request, RequestWriter, how_text, who_text
+from edge_sim.send_bias import SendBias
 
 # Of a device's own prediction of how long finishing takes: what it leaves for the clock to be late.
 _SPARE_S = 1e-6
@@ -129,6 +130,7 @@ class EdgeWorker:
         self._path = path
         self._estimate = BandwidthEstimate()
         self._observed_s = 0.0
+        self._bias = SendBias()
         self._view = View(delay_s=path.round_trip_s)
         self._in_flight = 0
         self._epoch = 0
@@ -194,7 +196,15 @@ class EdgeWorker:
         option = self._choices.whole
         try:
             option = self._choose()
-            await self._process(request, option, item)
+            if option.mode == DEVICE_ONLY or isinstance(self._choices.policy, FixedPolicy):
+                await self._process(request, option, item)
+            else:
+                began_s = self._clock.now_s()
+                expected_s = latency_s(self._view, option) - self._view.send_bias_s
+                await self._process(request, option, item)
+                if request.outcome != DROPPED:
+                    now_s = self._clock.now_s()
+                    self._bias.learn(now_s=now_s, expected_s=expected_s, took_s=now_s - began_s)
         finally:
             self._in_flight -= 1
         if epoch != self._epoch and request.outcome != DROPPED:
@@ -213,6 +223,7 @@ class EdgeWorker:
         view.server_wait_s = choices.server.reported_wait_s()
         view.service_s = choices.service_s
         view.down_s = choices.reply_bytes / self._path.down_bytes_per_s
+        view.send_bias_s = self._bias.seconds(now_s)
         self._power.fill(view, now_s=now_s)
         return choices.policy.choose(view, choices.options)
 
