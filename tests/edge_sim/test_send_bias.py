@@ -1,4 +1,4 @@
-"""What asking took longer than expected: a mean that follows, forgets, and never says that asking is better than it is."""
+"""What asking took longer than expected: a mean that follows, forgets, and never says that asking is a bargain."""
 
 from __future__ import annotations
 
