@@ -34,13 +34,15 @@ class _Waiting:
 class _Replica:
     """One model thread and what waits for it."""
 
-    __slots__ = ("alive", "busy_s", "busy_until_s", "pending", "queues", "running")
+    __slots__ = ("alive", "busy_s", "busy_until_s", "pending", "queues", "running", "turning")
 
     def __init__(self) -> None:
         self.alive = True
         self.queues: dict[str, deque[_Waiting]] = {}
         self.pending = 0
         self.running: list[_Waiting] = []
+        self.turning = False
+        """Between two batches, while requests wait."""
         self.busy_until_s = 0.0
         self.busy_s = 0.0
         """Model time since the autoscaler looked last."""
@@ -97,7 +99,7 @@ class ServerModel:
         promise = Promise()
         waiting = _Waiting(ask, now_s, until_s, promise)
         replica.queues.setdefault(ask.split_point, deque()).append(waiting)
-        if not replica.running:
+        if not replica.running and not replica.turning:
             self._begin(replica)
         if not await clock.wait(promise, until_s=until_s):
             return None
@@ -124,7 +126,7 @@ class ServerModel:
     def _lose(self, replica: _Replica) -> None:
         replica.alive = False
         lost = [*replica.running, *(each for queue in replica.queues.values() for each in queue)]
-        replica.running, replica.queues, replica.pending = [], {}, 0
+        replica.running, replica.queues, replica.pending, replica.turning = [], {}, 0, False
         for each in lost:
             self._clock.keep(each.promise, Refused("server_down", MIN_RETRY_AFTER_S))
 
@@ -175,7 +177,17 @@ class ServerModel:
         for each in batch:
             # Replies of one kind have one size: five classes, or the logits.
             clock.keep(each.promise, Served(began_s - each.arrived_s, took_s, len(batch), self._reply_bytes, None))
-        self._begin(replica)
+        turnaround_s = self._profile.turnaround_s
+        if turnaround_s and any(replica.queues.values()):
+            replica.turning = True
+            clock.at(clock.now_s() + turnaround_s, self._turned, replica)
+        else:
+            self._begin(replica)
+
+    def _turned(self, replica: _Replica) -> None:
+        if replica.turning:
+            replica.turning = False
+            self._begin(replica)
 
     def _report(self, wait_s: float) -> None:
         self._reported_wait_s += _SMOOTHING * (wait_s - self._reported_wait_s)

@@ -55,6 +55,8 @@ class ServerProfile(BaseModel):
     """HTTP, decoding and answering of one request, beside the model's thread."""
     batch_s: Mapping[str, Mapping[int, Quantiles]]
     """By split point, then by samples in the batch: decode, dequantise, tail. "*" is every other split point."""
+    turnaround_s: Seconds = 0.0
+    """From the end of one batch to the beginning of the next, where requests wait: threads and event loop."""
     autoscaling: Autoscaling | None = None
 
     @model_validator(mode="after")

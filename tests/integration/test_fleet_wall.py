@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -16,7 +17,7 @@ from tests.conftest import ROOT
 
 ROUTE = "/v1/models/resnet20-cifar10"
 SAMPLES = str(EMBEDDED_FOLDER / "samples")
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(400)
 
 
 def started(*arguments):
@@ -25,7 +26,7 @@ def started(*arguments):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         check=False,
     )
 
@@ -124,9 +125,12 @@ def test_real_heads_are_padded_to_the_time_of_their_device(url, payloads, folder
     file.write_text(yaml.safe_dump(made))
     found = edge_sim("run", file, "--runs", folder / "runs", "--json")
     assert found["wrong_answers"] == 0
-    assert found["groups"][0]["in_time"] == 1.0
-    # The device needs ten times what this machine does: that it is too slow may happen, and is not the rule.
-    assert found["host_too_slow"] < found["requests"] / 2
+    rows = [json.loads(line) for line in (Path(found["folder"]) / "requests.jsonl").read_text().splitlines()]
+    answered = [row for row in rows if row["outcome"] == "answered"]
+    assert answered
+    # What the profile says of this device, whatever this machine needs (tests/edge_sim/test_fleet.py counts that).
+    assert len({row["head_s"] for row in answered}) == 1
+    assert all(row["total_s"] > row["head_s"] > 0 for row in answered)
 
 
 def test_a_strict_run_ends_where_this_machine_is_slower_than_its_devices(url, payloads, folder):

@@ -41,7 +41,7 @@ def found(tmp_path_factory):
         )
         ours.hold_session(process.pid)
         try:
-            output, _ = process.communicate(timeout=170)
+            output, _ = process.communicate(timeout=350)
         finally:
             process.kill()
             ours.signal_all(signal.SIGKILL)

@@ -31,7 +31,7 @@ def shell(command: str) -> str:
     """Run one line from the repository root, with this environment's console scripts first."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False,
+        command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
         env={**os.environ, "PATH": path},
     )  # fmt: skip
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"

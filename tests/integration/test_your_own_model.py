@@ -29,7 +29,7 @@ def run(command: str, folder: Path) -> str:
     assert name == "split-inference"
     done = subprocess.run(
         [sys.executable, "-m", "split_inference.cli", *arguments, "--json"],
-        cwd=folder, capture_output=True, text=True, timeout=100, check=False, env={**os.environ, "PYTHONPATH": ""},
+        cwd=folder, capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "PYTHONPATH": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
