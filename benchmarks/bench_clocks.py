@@ -1,8 +1,13 @@
 """Virtual time beside the wall clock: the same scenario, once against a real server and once against a model of it.
 
-The server (ResNet-34 behind its third stage, bfloat16, compiled, one replica) is measured by calibrate-server in a run
-of its own, stopped, and started again. Then fleets at 0.3 and 0.8 of its capacity ask it, and the same scenario runs in
-virtual time. Compared are p50 and p95 of queue, service and transmission, without propagation, and the bytes.
+Two servers. "paced" is our ingress and batcher in one process, with a tail that takes stated times (paced_server.py):
+what differs there is the simulation. "real" is ResNet-34 behind its third stage, bfloat16, compiled, one replica on Ray
+Serve behind HAProxy: there the machine's own noise comes on top.
+
+In each round the server is started, measured by calibrate-server and stopped; then it is started again, fleets at 0.3
+and 0.8 of its capacity ask it, and the same scenarios run in virtual time. Compared are p50 and p95 of queue, service
+and transmission, without propagation: medians over the rounds of either clock, so that one bad minute of a shared
+machine does not decide; and the bytes of every round.
 """
 
 from __future__ import annotations
@@ -13,14 +18,17 @@ import contextlib
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from benchmarks.serving.systems import ray_serve
-from benchmarks.serving.tail import SPLIT_POINT, URI, loaded_model, serve_config
+from benchmarks.serving import paced_server
+from benchmarks.serving.systems import plain, ray_serve
+from benchmarks.serving.tail import SPLIT_POINT, URI, serve_config
 from edge_sim.calibrate_server import capacity_per_s, measure, profile_of
 from edge_sim.fleet_run import run_scenario
 from edge_sim.hardware import ProfileHardware
@@ -28,32 +36,68 @@ from edge_sim.model_profile import ModelProfile
 from edge_sim.payloads import make_payloads
 from edge_sim.run_reader import Run, read_run
 from edge_sim.scenario import Scenario
-from edge_sim.server_process import ServerProcess
 from edge_sim.server_profile import ServerProfile
 from edge_sim.transport import HttpTransport
 from split_inference.figures import Bound, report
 from split_inference.inputs import read_inputs
-from split_inference.model_catalog import EMBEDDED_FOLDER
+from split_inference.model_catalog import EMBEDDED_FOLDER, load_model
 from split_inference.payload_file import PayloadFile
 
-APP, ROUTE = "tail", "/v1/models/tail"
 CODEC = "u4+lz4"
 LOADS = (0.3, 0.8)
 DEVICES = 100
-BOUNDS: dict[str, Bound] = {
-    f"{name}_at_{round(100 * load)}_percent": ("<=", 0.15) for load in LOADS for name in ("p50_error", "p95_error")
-} | {"bytes_differ": ("==", 0)}
+QUANTILES = (("p50", 0.5), ("p95", 0.95))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compared:
+    """A server that can be started, and what is asked of it."""
+
+    name: str
+    uri: str
+    route: str
+    split_point: str
+    start: Callable[[Path], contextlib.AbstractContextManager[str]]
+    """Gives its URL; the path is for its log."""
 
 
 @contextlib.contextmanager
-def server(log: Path) -> Iterator[ServerProcess]:
-    """One replica."""
-    with ray_serve("clocks", serve_config({APP: 1}, replica_cpus=0.2), log=log) as started:
-        started.wait_until_ready(ROUTE, timeout_s=300)
-        yield started
+def paced(log: Path) -> Iterator[str]:
+    """Batches of 40 ms and 8 ms a row: long beside what this machine adds to them."""
+    with plain("paced", "benchmarks.serving.paced_server", log=log) as started:
+        yield f"http://{started.address[0]}:{started.address[1]}"
 
 
-def scenario(clock: str, *, rate_per_s: float, seconds: float, seed: int, at: dict[str, Any]) -> Scenario:
+@contextlib.contextmanager
+def real(log: Path) -> Iterator[str]:
+    """One replica behind HAProxy."""
+    with ray_serve("clocks", serve_config({"tail": 1}, replica_cpus=0.2), log=log) as started:
+        started.wait_until_ready("/v1/models/tail", timeout_s=300)
+        yield started.url
+
+
+SERVERS = {
+    "paced": Compared(name="paced", uri=paced_server.URI, route=paced_server.ROUTE, split_point="stage3", start=paced),
+    "real": Compared(name="real", uri=URI, route="/v1/models/tail", split_point=SPLIT_POINT, start=real),
+}
+
+
+def bounds_of(names: Iterable[str]) -> dict[str, Bound]:
+    """15 % for each quantile of each load."""
+    errors = {
+        error_name(name, quantile, load): ("<=", 0.15) for name in names for load in LOADS for quantile, _ in QUANTILES
+    }
+    return {**errors, "bytes_differ": ("==", 0)}
+
+
+def error_name(server: str, quantile: str, load: float) -> str:
+    """Of a figure."""
+    return f"{server}_{quantile}_error_at_{round(100 * load)}_percent"
+
+
+def scenario(
+    clock: str, compared: Compared, *, rate_per_s: float, seconds: float, seed: int, at: dict[str, Any]
+) -> Scenario:
     """A hundred new phones on fast links of their own, without propagation."""
     return Scenario.model_validate(
         {
@@ -62,8 +106,8 @@ def scenario(clock: str, *, rate_per_s: float, seconds: float, seed: int, at: di
             "seed": seed,
             "clock": clock,
             "duration_s": seconds,
-            "deadline_s": 2.0,
-            "models": {"model": {"payloads": "tail.payloads", "route": ROUTE}},
+            "deadline_s": 4.0,
+            "models": {"model": {"payloads": "tail.payloads", "route": compared.route}},
             "server": at,
             "groups": [
                 {
@@ -72,7 +116,7 @@ def scenario(clock: str, *, rate_per_s: float, seconds: float, seed: int, at: di
                     "device": "dimensity-9300",
                     "link": {"up": {"mbit_s": 50.0}, "down": {"mbit_s": 100.0}},
                     "model": "model",
-                    "policy": {"kind": "fixed", "split_point": SPLIT_POINT, "codec": CODEC},
+                    "policy": {"kind": "fixed", "split_point": compared.split_point, "codec": CODEC},
                     "arrivals": {"kind": "poisson", "rate_per_s": rate_per_s / DEVICES},
                     "max_in_flight": 1000,
                 }
@@ -98,66 +142,95 @@ def _medians(run: Run) -> str:
 def main() -> int:
     """Calibrate, then compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=30.0, help="of each run on the wall clock")
-    parser.add_argument(
-        "--calibrate",
-        type=float,
-        default=3.0,
-        help="seconds of each closed loop in calibrating",
-    )
-    parser.add_argument("--rounds", type=int, default=2, help="runs of each load, with seeds of their own")
+    parser.add_argument("--server", choices=list(SERVERS), action="append", help="one of them only")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each run on the wall clock")
+    parser.add_argument("--calibrate", type=float, default=3.0, help="seconds of each level in calibrating")
+    parser.add_argument("--rounds", type=int, default=3, help="each with calibration, seeds and servers of its own")
     options = parser.parse_args()
+    names = options.server or list(SERVERS)
     logs = Path("runs/bench-clocks")
     logs.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, float] = {}
-    with tempfile.TemporaryDirectory(prefix="bench-clocks-") as scratch:
-        folder = Path(scratch)
-        payloads = folder / "tail.payloads"
-        inputs = read_inputs(EMBEDDED_FOLDER / "samples", limit=20)
-        make_payloads(loaded_model(), inputs, payloads, options=[(SPLIT_POINT, CODEC)])
-        with server(logs / "calibrated.log") as first:
-            profile, capacity = calibrate(first.url, payloads, seconds=options.calibrate)
-        figures["capacity_per_s"] = capacity
-        errors: dict[str, list[float]] = {}
-        differ = 0
-        with server(logs / "asked.log") as second:
-            for round_number in range(options.rounds):
-                for load in LOADS:
-                    runs = {}
-                    for clock, at in (
-                        ("wall", {"url": second.url}),
-                        ("virtual", {"profiles": {"model": profile.model_dump(mode="json")}}),
-                    ):
-                        made = scenario(
-                            clock, rate_per_s=load * capacity, seconds=options.seconds, seed=round_number + 1, at=at
-                        )
-                        runs[clock] = one(made, folder / f"{made.name}-{round_number}", payloads)
-                    for clock, run in runs.items():
-                        print(f"{100 * load:.0f} %, {clock}: {_medians(run)}")
-                    wall, virtual = times_s(runs["wall"]), times_s(runs["virtual"])
-                    for name, share in (("p50", 0.5), ("p95", 0.95)):
-                        real, modelled = float(np.quantile(wall, share)), float(np.quantile(virtual, share))
-                        print(
-                            f"{100 * load:.0f} % of capacity, {name}: wall {1000 * real:.1f} ms, "
-                            f"virtual {1000 * modelled:.1f} ms ({100 * (modelled / real - 1):+.0f} %)"
-                        )
-                        key = f"{name}_error_at_{round(100 * load)}_percent"
-                        errors.setdefault(key, []).append(abs(modelled / real - 1))
-                    sums = [runs[clock].numbers["up_bytes"].sum() for clock in ("wall", "virtual")]
-                    differ += sums[0] != sums[1]
-        figures |= {name: statistics.median(values) for name, values in errors.items()}
-        figures["bytes_differ"] = float(differ)
-    return report("bench-clocks", figures, BOUNDS)
+    figures: dict[str, float] = {"bytes_differ": 0.0}
+    for name in names:
+        with tempfile.TemporaryDirectory(prefix="bench-clocks-") as scratch:
+            folder = Path(scratch)
+            inputs = read_inputs(EMBEDDED_FOLDER / "samples", limit=20)
+            compared = SERVERS[name]
+            torch.set_num_threads(1)
+            payloads = folder / "tail.payloads"
+            make_payloads(load_model(compared.uri), inputs, payloads, options=[(compared.split_point, CODEC)])
+            rounds = [
+                compare(compared, folder, logs, seed=seed, seconds=options.seconds, calibrate_s=options.calibrate)
+                for seed in range(1, options.rounds + 1)
+            ]
+        figures[f"{name}_capacity_per_s"] = statistics.median(each.capacity_per_s for each in rounds)
+        figures[f"{name}_turnaround_ms"] = statistics.median(1000 * each.profile.turnaround_s for each in rounds)
+        figures["bytes_differ"] += sum(each.bytes_differ for each in rounds)
+        for load in LOADS:
+            for quantile, _ in QUANTILES:
+                by_clock = {
+                    clock: sorted(each.seconds[load, quantile, clock] for each in rounds)
+                    for clock in ("wall", "virtual")
+                }
+                wall_s, virtual_s = (statistics.median(each) for each in by_clock.values())
+                print(
+                    f"{name}, {100 * load:.0f} % of the capacity, {quantile}: "
+                    + ", ".join(
+                        f"{clock} {1000 * statistics.median(each):.1f} ms ({1000 * each[0]:.1f} to "
+                        f"{1000 * each[-1]:.1f})"
+                        for clock, each in by_clock.items()
+                    )
+                    + f", {100 * (virtual_s / wall_s - 1):+.0f} %"
+                )
+                figures[error_name(name, quantile, load)] = abs(virtual_s / wall_s - 1)
+    return report("bench-clocks", figures, bounds_of(names))
 
 
-def calibrate(url: str, payloads: Path, *, seconds: float) -> tuple[ServerProfile, float]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Round:
+    """What one calibration and the two fleets after it gave."""
+
+    capacity_per_s: float
+    profile: ServerProfile
+    seconds: dict[tuple[float, str, str], float]
+    """By load, name of the quantile and clock."""
+    bytes_differ: int
+
+
+def compare(compared: Compared, folder: Path, logs: Path, *, seed: int, seconds: float, calibrate_s: float) -> Round:
+    """One round."""
+    payloads = folder / "tail.payloads"
+    with compared.start(logs / f"{compared.name}-calibrated.log") as url:
+        profile, capacity = calibrate(compared, url, payloads, seconds=calibrate_s, seed=seed)
+    found: dict[tuple[float, str, str], float] = {}
+    differ = 0
+    with compared.start(logs / f"{compared.name}-asked.log") as url:
+        for load in LOADS:
+            sent = []
+            for clock, at in (
+                ("wall", {"url": url}),
+                ("virtual", {"profiles": {"model": profile.model_dump(mode="json")}}),
+            ):
+                made = scenario(clock, compared, rate_per_s=load * capacity, seconds=seconds, seed=seed, at=at)
+                run = one(compared, made, folder / f"{made.name}-{load}-{seed}", payloads)
+                print(f"{compared.name}, round {seed}, {100 * load:.0f} %, {clock}: {_medians(run)}")
+                for quantile, share in QUANTILES:
+                    found[load, quantile, clock] = float(np.quantile(times_s(run), share))
+                sent.append(run.numbers["up_bytes"].sum())
+            differ += sent[0] != sent[1]
+    return Round(capacity_per_s=capacity, profile=profile, seconds=found, bytes_differ=differ)
+
+
+def calibrate(
+    compared: Compared, url: str, payloads: Path, *, seconds: float, seed: int
+) -> tuple[ServerProfile, float]:
     """What calibrate-server does."""
 
     async def ask() -> Any:
         transport = HttpTransport(url, connections=64)
         try:
             with PayloadFile.open(payloads) as file:
-                return await measure(transport, file, option=0, seconds=seconds, route=ROUTE)
+                return await measure(transport, file, option=0, seconds=seconds, route=compared.route, seed=seed)
         finally:
             await transport.close()
 
@@ -165,7 +238,7 @@ def calibrate(url: str, payloads: Path, *, seconds: float) -> tuple[ServerProfil
     return profile_of(samples, split_point="*", source="bench-clocks"), capacity_per_s(samples, seconds=seconds)
 
 
-def one(made: Scenario, folder: Path, payloads: Path) -> Run:
+def one(compared: Compared, made: Scenario, folder: Path, payloads: Path) -> Run:
     """Run it, and read it back."""
     folder.mkdir()
     result = run_scenario(
@@ -173,7 +246,7 @@ def one(made: Scenario, folder: Path, payloads: Path) -> Run:
         folder,
         hardware=ProfileHardware(folder=payloads.parent),
         models={"model": ModelProfile.from_payloads(payloads)},
-        command=f"bench-clocks of {URI}",
+        command=f"bench-clocks of {compared.uri}",
         facts={},
         base=payloads.parent,
     )

@@ -4,24 +4,31 @@ Asks in the closed loop first, to find the capacity and the times of full batche
 that capacity, because a server that is asked now and then is slower for each request than one that is never let go:
 caches are cold and threads asleep. Reads from every answer what the server says of it: how long it waited, how long
 decoding and its batch took, how many samples that batch had. Knows payload files and the transport.
+
+What no answer says is how long the server takes from one batch to the next. It is fitted: in virtual time the model of
+the server is asked at the same rates, with more and less of it, until it takes as long as the server did.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from edge_sim.arrivals import poisson_s
+from edge_sim.fleet_server import Ask, Served
 from edge_sim.routes import model_path
+from edge_sim.server_model import ServerModel
 from edge_sim.server_profile import ServerProfile
 from edge_sim.transport import Request, Transport
+from edge_sim.virtual_clock import VirtualClock
 from split_inference.errors import ServerError
 from split_inference.payload_file import PayloadFile
 from split_inference.wire import REPLY_MEDIA_TYPE, decode_reply
@@ -30,18 +37,28 @@ CLOSED = (16, 32)
 """Concurrencies of the closed loop."""
 OPEN = (0.15, 0.3, 0.45, 0.6, 0.75, 0.85)
 """Shares of the capacity at which requests come at Poisson moments."""
+BUSY = 0.5
+"""From this share of the capacity on, most requests wait for a batch, and what is between two batches shows."""
+MOST_TURNAROUND_S = 0.05
+# Halvings of that: to 0.2 ms.
+_HALVINGS = 8
+# At each level, in virtual time.
+_FIT_REQUESTS = 2000
 # Fewer batches of a size say more of the moment than of the size.
 MIN_BATCHES = 8
 QUANTILES = 21
+Level = tuple[float, float]
+"""A sample's `share` and `rate_per_s`."""
 _BATCH = re.compile(r"batch;desc=\"?(\d+)")
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(NamedTuple):
     """One answer as the server and the client saw it; seconds."""
 
-    level: str
-    """"closed 16", or "open 0.3"."""
+    share: float
+    """Of the capacity that was asked, at Poisson moments; 0 for the closed loop."""
+    rate_per_s: float
+    """At which was asked; of the closed loop, how many asked."""
     total_s: float
     queue_s: float
     batch_s: float
@@ -63,13 +80,13 @@ async def measure(
     levels = len(CLOSED) + len(OPEN)
     for done, concurrency in enumerate(CLOSED, start=1):
         await asker.closed_loop(concurrency, seconds=seconds / 5, level=None)
-        await asker.closed_loop(concurrency, seconds=seconds, level=f"closed {concurrency}")
+        await asker.closed_loop(concurrency, seconds=seconds, level=(0.0, concurrency))
         on_level(done, levels)
     capacity = capacity_per_s(asker.samples, seconds=seconds)
     rng = random.Random(seed)
     for done, share in enumerate(OPEN, start=len(CLOSED) + 1):
         arrivals = poisson_s(rng, rate_per_s=share * capacity, until_s=2 * seconds)
-        await asker.open_loop(arrivals, level=f"open {share}")
+        await asker.open_loop(arrivals, level=(share, share * capacity))
         on_level(done, levels)
     return asker.samples
 
@@ -89,7 +106,7 @@ class _Asker:
         self._turn = 0
         self.samples: list[Sample] = []
 
-    async def closed_loop(self, concurrency: int, *, seconds: float, level: str | None) -> None:
+    async def closed_loop(self, concurrency: int, *, seconds: float, level: Level | None) -> None:
         end_s = time.perf_counter() + seconds
 
         async def again_and_again() -> None:
@@ -98,7 +115,7 @@ class _Asker:
 
         await asyncio.gather(*(again_and_again() for _ in range(concurrency)))
 
-    async def open_loop(self, arrivals_s: Iterator[float], *, level: str) -> None:
+    async def open_loop(self, arrivals_s: Iterator[float], *, level: Level) -> None:
         began_s = time.perf_counter()
         asked = []
         for at_s in arrivals_s:
@@ -106,7 +123,7 @@ class _Asker:
             asked.append(asyncio.ensure_future(self._ask(level)))
         await asyncio.gather(*asked)
 
-    async def _ask(self, level: str | None) -> None:
+    async def _ask(self, level: Level | None) -> None:
         body = self._bodies[self._turn % len(self._bodies)]
         self._turn += 1
         request = Request(method="POST", path=self._path, headers=self._headers, body=body)
@@ -121,7 +138,7 @@ class _Asker:
         batch = _BATCH.search(response.headers.get("server-timing", ""))
         in_batch_s = timings.get("decode", 0.0) + timings.get("tail", 0.0)
         samples = int(batch[1]) if batch else 1
-        self.samples.append(Sample(level, total_s, timings.get("queue", 0.0), in_batch_s, samples))
+        self.samples.append(Sample(*level, total_s, timings.get("queue", 0.0), in_batch_s, samples))
 
 
 def profile_of(
@@ -131,17 +148,61 @@ def profile_of(
 
     ValueError where there are too few.
     """
-    spread = [each for each in samples if each.level.startswith("open")]
+    spread = [each for each in samples if each.share > 0]
     batch_s = {**_by_rows(samples), **_by_rows(spread)}
     if not batch_s or not spread:
         raise ValueError("too few answers: measure for longer")
-    return ServerProfile(
+    profile = ServerProfile(
         source=source,
         replicas=replicas,
         max_batch=max_batch,
         overhead_s=_quantiles([max(0.0, each.total_s - each.queue_s - each.batch_s) for each in spread]),
         batch_s={split_point: dict(sorted(batch_s.items()))},
     )
+    return profile.model_copy(update={"turnaround_s": turnaround_s(profile, spread)})
+
+
+def turnaround_s(profile: ServerProfile, samples: Sequence[Sample]) -> float:
+    """Seconds between two batches with which the model of this server is as slow as the server was, at busy levels.
+
+    Compared are medians, level by level, as the mean of their ratios' logarithms; 0 where the model is slower without
+    any, or no level was busy.
+    """
+    busy = [each for each in samples if each.share >= BUSY]
+    levels = sorted({(each.share, each.rate_per_s) for each in busy})
+    if not levels:
+        return 0.0
+    measured = {share: float(np.median([each.total_s for each in busy if each.share == share])) for share, _ in levels}
+
+    def is_too_fast(seconds: float) -> bool:
+        made = profile.model_copy(update={"turnaround_s": seconds})
+        ratios = [_median_in_virtual_time(made, rate_per_s) / measured[share] for share, rate_per_s in levels]
+        return float(np.mean(np.log(ratios))) < 0
+
+    low_s, high_s = 0.0, MOST_TURNAROUND_S
+    if not is_too_fast(low_s):
+        return 0.0
+    for _ in range(_HALVINGS):
+        middle_s = (low_s + high_s) / 2
+        low_s, high_s = (middle_s, high_s) if is_too_fast(middle_s) else (low_s, middle_s)
+    return (low_s + high_s) / 2
+
+
+def _median_in_virtual_time(profile: ServerProfile, rate_per_s: float) -> float:
+    clock = VirtualClock()
+    server = ServerModel(profile, clock, seed="calibration", reply_bytes=1)
+    took_s: list[float] = []
+    split_point = next(iter(profile.batch_s))
+
+    async def ask(at_s: float) -> None:
+        await clock.sleep_until(at_s)
+        if isinstance(await server.infer(Ask(0, split_point, 0, 1, 0, False), until_s=math.inf), Served):
+            took_s.append(clock.now_s() - at_s)
+
+    for at_s in poisson_s(random.Random(0), rate_per_s=rate_per_s, until_s=_FIT_REQUESTS / rate_per_s):
+        clock.start(ask(at_s))
+    clock.run()
+    return float(np.median(took_s)) if took_s else math.inf
 
 
 def _by_rows(samples: Sequence[Sample]) -> dict[int, tuple[float, ...]]:
@@ -154,10 +215,10 @@ def _by_rows(samples: Sequence[Sample]) -> dict[int, tuple[float, ...]]:
 
 def capacity_per_s(samples: Sequence[Sample], *, seconds: float) -> float:
     """Answers a second in the closed loop, at the concurrency that gave most."""
-    counts: dict[str, int] = defaultdict(int)
+    counts: dict[float, int] = defaultdict(int)
     for sample in samples:
-        if sample.level.startswith("closed"):
-            counts[sample.level] += 1
+        if sample.share == 0:
+            counts[sample.rate_per_s] += 1
     return max(counts.values(), default=0) / seconds
 
 

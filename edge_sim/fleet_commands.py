@@ -473,11 +473,20 @@ def calibrate_server(
     capacity = capacity_per_s(samples, seconds=seconds)
     sizes = profile.batch_s["*"]
     if as_json:
-        print_json({"file": str(file), "capacity_per_s": capacity, "answers": len(samples), "batches": list(sizes)})
+        print_json(
+            {
+                "file": str(file),
+                "capacity_per_s": capacity,
+                "answers": len(samples),
+                "batches": list(sizes),
+                "turnaround_ms": 1000 * profile.turnaround_s,
+            }
+        )
         return
     out.print(f"{len(samples)} answers, at most {capacity:.0f}/s")
     for rows, quantiles in sizes.items():
         out.print(f"batch of {rows}: median {1000 * quantiles[len(quantiles) // 2]:.1f} ms")
+    out.print(f"{1000 * profile.turnaround_s:.1f} ms from one batch to the next")
     out.print(f"written to {file}")
 
 

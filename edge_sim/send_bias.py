@@ -38,4 +38,4 @@ class SendBias:
         return max(0.0, self._kept(now_s))
 
     def _kept(self, now_s: float) -> float:
-        return self._seconds * 0.5 ** ((now_s - self._last_s) / self._half_life_s)
+        return self._seconds * float(0.5 ** ((now_s - self._last_s) / self._half_life_s))

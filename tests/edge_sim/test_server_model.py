@@ -52,6 +52,34 @@ def test_an_idle_server_begins_at_once_and_a_busy_one_collects():
     assert seen[1][2].queue_s == pytest.approx(0.009)
 
 
+def test_a_turnaround_lies_between_two_batches_and_only_there():
+    world = World(profile(turnaround_s=0.005))
+    for at_s in (0.0, 0.001, 0.002, 0.1):
+        world.send(at_s)
+    seen = world.run()
+    # The second batch waits for it and collects what comes meanwhile; an idle server has none.
+    assert [outcome.batch_samples for _, _, outcome in seen] == [1, 2, 2, 1]
+    assert seen[1][2].queue_s == pytest.approx(0.009 + 0.005)
+    assert seen[3][1] == pytest.approx(0.11)
+
+
+def test_what_comes_during_a_turnaround_joins_the_next_batch():
+    world = World(profile(turnaround_s=0.005))
+    for at_s in (0.0, 0.001, 0.012):
+        world.send(at_s)
+    assert [outcome.batch_samples for _, _, outcome in world.run()] == [1, 2, 2]
+
+
+def test_a_replica_that_is_lost_between_two_batches_leaves_nothing_behind():
+    world = World(profile(turnaround_s=0.005))
+    world.send(0.0)
+    world.send(0.001)
+    world.clock.at(0.012, lambda _: world.server.go_down(for_s=0.001))
+    world.send(0.02)
+    seen = world.run()
+    assert [type(outcome) for _, _, outcome in seen] == [Served, Refused, Served]
+
+
 def test_a_batch_has_one_split_point_and_the_earliest_deadline_goes_first():
     world = World()
     world.send(0.0)

@@ -1,0 +1,95 @@
+"""Answers of a known server give back what it is: batches, overhead, capacity, and what lies between two batches."""
+
+from __future__ import annotations
+
+import functools
+import math
+import random
+
+import pytest
+
+from edge_sim.arrivals import poisson_s
+from edge_sim.calibrate_server import CLOSED, OPEN, Sample, capacity_per_s, profile_of, turnaround_s
+from edge_sim.fleet_server import Ask, Served
+from edge_sim.server_model import ServerModel
+from edge_sim.server_profile import ServerProfile
+from edge_sim.virtual_clock import VirtualClock
+
+OVERHEAD_S = 0.002
+SECONDS = 20.0
+
+
+def server(turnaround):
+    return ServerProfile.model_validate(
+        {
+            "source": "assumed",
+            "overhead_s": [OVERHEAD_S],
+            "batch_s": {"*": {1: [0.024], 16: [0.084]}},
+            "turnaround_s": turnaround,
+        }
+    )
+
+
+def ask(profile, *, share, rate_per_s, seed):
+    """What measuring this server at Poisson moments would see."""
+    clock = VirtualClock()
+    model = ServerModel(profile, clock, seed="real", reply_bytes=1)
+    samples = []
+
+    async def one(at_s):
+        await clock.sleep_until(at_s)
+        served = await model.infer(Ask(0, "*", 0, 1, 0, False), until_s=math.inf)
+        assert isinstance(served, Served)
+        total_s = clock.now_s() - at_s
+        # The server says the queue without the way to it; half of the overhead lies before it, half behind.
+        queue_s, batch_s = served.queue_s - OVERHEAD_S / 2, served.service_s - OVERHEAD_S / 2
+        samples.append(Sample(share, rate_per_s, total_s, queue_s, batch_s, served.batch_samples))
+
+    for at_s in poisson_s(random.Random(seed), rate_per_s=rate_per_s, until_s=SECONDS):
+        clock.start(one(at_s))
+    clock.run()
+    return samples
+
+
+@functools.cache
+def measured(turnaround, *, seed=1):
+    capacity = 16 / (0.084 + turnaround)
+    return [
+        sample
+        for share in OPEN
+        for sample in ask(server(turnaround), share=share, rate_per_s=share * capacity, seed=seed)
+    ]
+
+
+@pytest.mark.parametrize("turnaround", [0.004, 0.02])
+def test_a_turnaround_is_found_again(turnaround):
+    found = profile_of(measured(turnaround), split_point="*", source="test")
+    assert found.turnaround_s == pytest.approx(turnaround, rel=0.3, abs=0.001)
+    assert found.overhead_s == pytest.approx([OVERHEAD_S] * len(found.overhead_s))
+    assert found.batch_s["*"][1] == pytest.approx([0.024] * len(found.batch_s["*"][1]))
+
+
+def test_a_server_without_a_turnaround_has_at_most_a_trace_of_one():
+    assert profile_of(measured(0.0), split_point="*", source="test").turnaround_s < 0.0015
+
+
+def test_the_slower_the_server_the_longer_the_turnaround():
+    base = server(0.0)
+    samples = [each for each in measured(0.004) if each.share == 0.6]
+    slower = [sample._replace(total_s=1.2 * sample.total_s) for sample in samples]
+    assert turnaround_s(base, slower) > turnaround_s(base, samples) > 0
+
+
+def test_levels_that_leave_the_server_idle_say_nothing_of_it():
+    assert turnaround_s(server(0.0), [each for each in measured(0.01) if each.share < 0.5]) == 0.0
+
+
+def test_the_capacity_is_the_best_closed_loop():
+    samples = [Sample(0.0, asking, 0.1, 0.0, 0.1, 1) for asking, count in zip(CLOSED, (50, 80), strict=True)
+               for _ in range(count)]  # fmt: skip
+    assert capacity_per_s([*samples, *measured(0.0)], seconds=2.0) == 40.0
+
+
+def test_too_few_answers_are_refused():
+    with pytest.raises(ValueError, match="too few answers"):
+        profile_of([], split_point="*", source="test")
