@@ -63,7 +63,7 @@ class Compared:
 
 @contextlib.contextmanager
 def paced(log: Path) -> Iterator[str]:
-    """Batches of 40 ms and 8 ms a row: long beside what this machine adds to them."""
+    """Batches of 80 ms and 16 ms a row: long beside what this machine adds to them."""
     with plain("paced", "benchmarks.serving.paced_server", log=log) as started:
         yield f"http://{started.address[0]}:{started.address[1]}"
 

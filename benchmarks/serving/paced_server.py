@@ -4,7 +4,7 @@ One uvicorn process with our ingress, admission and micro-batcher, as peer_uvico
 thread then sleeps until the stated seconds of a batch of so many rows have passed. Machine noise shorter than that
 leaves batches as they are, so that what differs from a simulation is the simulation.
 
-    python -m benchmarks.serving.paced_server PORT --base-ms 40 --row-ms 8
+    python -m benchmarks.serving.paced_server PORT --base-ms 80 --row-ms 16
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("port", type=int)
-    parser.add_argument("--base-ms", type=float, default=40.0, help="of every batch")
-    parser.add_argument("--row-ms", type=float, default=8.0, help="more for each of its rows")
+    parser.add_argument("--base-ms", type=float, default=80.0, help="of every batch")
+    parser.add_argument("--row-ms", type=float, default=16.0, help="more for each of its rows")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     runner = PacedRunner.load(AppSettings(model=URI))
