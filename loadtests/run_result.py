@@ -142,6 +142,8 @@ class Generator(_Record):
     """Intended starts in the same time, a second."""
     invalid: tuple[str, ...] = ()
     """Why this run is no result, each one line; empty: it is one."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know and what does not make the run worthless."""
 
 
 class RunResult(_Record):
@@ -168,6 +170,8 @@ class RunResult(_Record):
     counts: Counts
     refused: dict[str, Count] = Field(default_factory=dict)
     """Reason, as in "429 OverShareError", to requests that the server refused for load or deadline (408, 429, 503)."""
+    dropped: dict[Literal["late", "full"], Count] = Field(default_factory=dict)
+    """Late: the generator was busy when the time came. Full: as many requests as it may have were under way."""
     failed: dict[str, Count] = Field(default_factory=dict)
     """Reason, as in "timeout" or "500", to requests that got no answer for any other reason."""
     latency: HistogramField = Field(default_factory=Histogram)
