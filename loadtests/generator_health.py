@@ -35,7 +35,8 @@ class Sighting:
     """Processes that the run began with."""
     lost: Sequence[str] = ()
     """Names of those that went away in mid-run."""
-    stopped_early: bool = False
+    stopped_at_s: float | None = None
+    """When somebody ended the run before its time; None where nobody did."""
 
 
 def generator_of(
@@ -60,7 +61,7 @@ def generator_of(
             )
         if not process.sent and len(sighting.processes) > 1 and intended > 100 * len(sighting.processes):
             invalid.append(f"{process.name} sent nothing")
-    notes = ["stopped before its end"] if sighting.stopped_early else []
+    notes = [] if sighting.stopped_at_s is None else [f"stopped after {sighting.stopped_at_s:.1f} s, before its end"]
     return Generator(
         processes=sighting.processes,
         achieved_rate_per_s=within / measured_s if measured_s else 0.0,
