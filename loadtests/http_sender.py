@@ -117,7 +117,10 @@ class HttpSender:
             kept = False
             try:
                 if request:
-                    sock.sendall(request)
+                    # Nearly always all of it at once; sendall would ask the kernel for its buffer's size each time.
+                    sent = sock.send(request)
+                    if sent < len(request):
+                        sock.sendall(memoryview(request)[sent:])
                 else:
                     sock.sendall(head)
                     sock.sendall(body)

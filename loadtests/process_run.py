@@ -25,6 +25,7 @@ from loadtests.http_sender import CONNECT_TIMEOUT_S, HttpSender, SendError
 from loadtests.open_loop import Dispatcher, Drop
 from loadtests.options import RunOptions, check_file_limit, read_token
 from loadtests.payload_traffic import PayloadTraffic, Prepared
+from loadtests.precise_sleep import best_sleep
 from loadtests.run_folder import RecordFile
 from loadtests.run_recorder import RunRecorder, Tally
 from loadtests.run_result import GeneratorProcess
@@ -129,9 +130,10 @@ class ProcessRun:
     def run_open(self, arrivals: Arrivals, *, worker: int, workers: int, start_unix_s: float) -> None:
         """Send this worker's share, each at its time, and wait for the answers."""
         self._begin(start_unix_s)
+        sleep_s, close_sleep = best_sleep()
         dispatcher = Dispatcher(
             now_s=self.now_s,
-            sleep_s=gevent.sleep,
+            sleep_s=sleep_s,
             start=self._start,
             drop=self._drop,
             in_flight=lambda: len(self._in_flight),
@@ -139,8 +141,10 @@ class ProcessRun:
             drop_after_s=self._options.drop_after_s,
         )
         self._dispatching = gevent.spawn(dispatcher.run, share_of(arrivals, worker=worker, workers=workers))
-        self._dispatching.join()
-        self._dispatching.get()
+        try:
+            self._dispatching.get()
+        finally:
+            close_sleep()
         # The run lasts as long as was asked for, also where the last arrivals are early.
         self._stopped.wait(max(0.0, self._duration_s - self.now_s()))
         self._finish(self._options.timeout_s + CONNECT_TIMEOUT_S)
