@@ -3,9 +3,9 @@
 A schedule is the same for every number of workers: each worker draws the whole of it from the same seed and takes every
 n-th arrival. So the merged process is the one asked for by construction, Poisson, evenly spaced or recorded, and a run
 of four workers sends what a run of one would. Independent Poisson streams of rate/n would merge to a Poisson process
-too, but even spacing and recordings would not survive, and results would change with the number of workers. Drawing what
-others send costs 0.2 us an arrival. Schedules come in chunks: an hour at 1,000/s takes no more memory than a second.
-Knows no clock. Times in seconds from the start of the run.
+too, but even spacing and recordings would not survive, and results would change with the number of workers. Drawing
+what others send costs 0.2 us an arrival. Schedules come in chunks: an hour at 1,000/s takes no more memory than a
+second. Knows no clock. Times in seconds from the start of the run.
 """
 
 from __future__ import annotations
@@ -129,7 +129,9 @@ def read_recording(path: Path, *, column: str = "") -> NDArray[np.float64]:
         with path.open(encoding="utf-8", newline="") as file:
             first = file.readline()
             file.seek(0)
-            if first.lstrip().startswith("{"):
+            if not first:
+                values: Iterator[tuple[int, str]] = iter(())
+            elif first.lstrip().startswith("{"):
                 values = _json_times(path, file, column)
             elif _is_number(first.strip().split(",")[0]) and not column:
                 values = enumerate((line.split(",")[0] for line in file), start=1)

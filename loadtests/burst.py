@@ -27,7 +27,5 @@ class Burst(OpenLoopUser):
     @classmethod
     def arrivals(cls, given: Namespace, traffic: PayloadTraffic) -> Arrivals:
         """Quiet first."""
-        curve = bursts(
-            given.rate, given.peak_rate, on_s=given.on_s, off_s=given.off_s, duration_s=given.duration
-        )
+        curve = bursts(given.rate, given.peak_rate, on_s=given.on_s, off_s=given.off_s, duration_s=given.duration)
         return RatedArrivals("burst", curve, seed=given.seed)

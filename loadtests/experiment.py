@@ -2,7 +2,7 @@
 
 A locustfile says how requests arrive; everything else is here: arguments, checks before the load, the start in step of
 all workers, the merging of their counts, the verdict, the files. Locust brings processes, master and workers, web page
-and statistics; its users do not send (an open loop has no users), so that their number means nothing but in closed_loop.
+and statistics. Its users do not send, because an open loop has none; their number (`-u`) means nothing.
 
 Importing this patches the process (gevent): never import it from tests or from the command line's own process.
 """
@@ -25,17 +25,17 @@ from typing import Any, ClassVar
 import gevent
 from gevent.event import Event
 
-from loadtests.arrivals import Arrivals, count_of
-from loadtests.generator_health import Sighting, generator_of
-from loadtests.options import ArgumentGroup, RunOptions, add_common_arguments, add_duration, check_file_limit
+from loadtests.arrivals import Arrivals
+from loadtests.generator_health import Sighting
+from loadtests.options import ArgumentGroup, RunOptions, add_common_arguments, add_duration
 from loadtests.payload_traffic import Mode, PayloadTraffic
-from loadtests.preflight import Target, find_targets
-from loadtests.process_run import Ended, ProcessRun, open_files, traffic_of
+from loadtests.process_run import Ended, ProcessRun
 from loadtests.run_folder import new_run_folder, now_text, write_header
+from loadtests.run_plan import RunPlan
 from loadtests.run_recorder import Tally
-from loadtests.run_result import GeneratorProcess, ModelUnderTest, Planned, RunResult
-from loadtests.run_summary import announcement, summary
-from loadtests.verdict import EXIT_INVALID, judge_run, read_slo_file
+from loadtests.run_result import GeneratorProcess
+from loadtests.run_summary import summary
+from loadtests.verdict import judge_run
 from split_inference.errors import SplitInferenceError, UsageError
 
 # Workers read and check their payload files in this time; a gigabyte takes a second.
@@ -51,7 +51,7 @@ class LoadFailure(Exception):
     """Why a request was not good, for Locust's own table of failures."""
 
 
-class LoadUser(User):
+class LoadUser(User):  # type: ignore[misc]  # Locust's types are not read
     """What a locustfile's class inherits from, through `OpenLoopUser` or `ClosedLoopUser`."""
 
     abstract = True
@@ -73,7 +73,7 @@ class LoadUser(User):
         """The schedule that the arguments ask for; UsageError where they make none."""
         raise NotImplementedError
 
-    @task
+    @task  # type: ignore[untyped-decorator]
     def wait(self) -> None:
         """Locust counts users; requests come from the schedule."""
         gevent.sleep(3600)
@@ -111,60 +111,6 @@ class _ShownGroup:
         return action
 
 
-class _Plan:
-    """A run that was checked and can begin."""
-
-    def __init__(self, kind: type[LoadUser], given: Namespace, host: str | None) -> None:
-        self.options = RunOptions.of(given, host=host, mode=kind.mode)
-        self.slo = read_slo_file(self.options.slo)
-        self.files = open_files(self.options)
-        self.traffic = traffic_of(self.options, self.files)
-        self.arrivals: Arrivals | None = None
-        self.callers, self.think_s = 0, 0.0
-        if kind.open_loop:
-            self.arrivals = kind.arrivals(given, self.traffic)
-            self.duration_s = self.arrivals.duration_s
-        else:
-            self.callers, self.think_s, self.duration_s = _closed(given)
-        if self.options.warmup_s >= self.duration_s:
-            raise UsageError(
-                f"--warmup of {self.options.warmup_s:g} s leaves nothing of a run of {self.duration_s:g} s to count"
-            )
-        check_file_limit(max(self.options.connections, self.options.max_in_flight if kind.open_loop else self.callers))
-        self.targets: list[Target] = find_targets(self.options, self.files)
-
-    def planned(self) -> Planned:
-        """For the announcement and the record."""
-        if self.arrivals is None:
-            return Planned(
-                arrivals="closed", rate_per_s=None, duration_s=self.duration_s, requests=None, bytes_per_s=None,
-                users=self.callers,
-            )  # fmt: skip
-        requests = count_of(self.arrivals)
-        return Planned(
-            arrivals=self.arrivals.kind,
-            rate_per_s=self.arrivals.mean_per_s,
-            duration_s=self.duration_s,
-            requests=requests,
-            bytes_per_s=self.arrivals.mean_per_s * self.traffic.mean_body_bytes,
-        )
-
-    def models(self) -> tuple[ModelUnderTest, ...]:
-        """For the record."""
-        return tuple(
-            ModelUnderTest(name=target.name, digest=file.header.model.digest, trained=file.header.model.trained)
-            for target, file in zip(self.targets, self.files, strict=True)
-        )
-
-
-def _closed(given: Namespace) -> tuple[int, float, float]:
-    if not 1 <= given.callers <= 100_000:
-        raise UsageError(f"--callers is 1..100000, got {given.callers}")
-    if not 0 <= given.think_ms <= 3.6e6 or not 0 < given.duration <= 7 * 86_400:
-        raise UsageError(f"--think-ms is 0 or more and --duration above 0 s, got {given.think_ms:g}, {given.duration:g}")
-    return given.callers, given.think_ms / 1000, given.duration
-
-
 class Conductor:
     """Conducts the runs of one locustfile in this process: as all of it, as master, or as worker."""
 
@@ -172,7 +118,7 @@ class Conductor:
         self._kind = kind
         self._name = Path(sys.modules[kind.__module__].__file__ or kind.__module__).stem
         self._environment: Environment | None = None
-        self._plan: tuple[dict[str, Any], _Plan] | None = None
+        self._plan: tuple[dict[str, Any], RunPlan] | None = None
         self._run_id = ""
         self._process: ProcessRun | None = None
         self._conducting: gevent.Greenlet | None = None
@@ -215,14 +161,24 @@ class Conductor:
             except SplitInferenceError as error:
                 _refuse(self._name, error)
 
-    def _checked_plan(self) -> _Plan:
+    def _checked_plan(self) -> RunPlan:
         assert self._environment is not None
         given = self._environment.parsed_options
         assert given is not None
         key = {**vars(given), "host": self._environment.host}
         if self._plan is None or self._plan[0] != key:
-            self._plan = (key, _Plan(self._kind, given, self._environment.host))
+            self._plan = (key, self._new_plan(given))
         return self._plan[1]
+
+    def _new_plan(self, given: Namespace) -> RunPlan:
+        assert self._environment is not None
+        kind = self._kind
+        options = RunOptions.of(given, host=self._environment.host, mode=kind.mode)
+        if kind.open_loop:
+            return RunPlan.open(self._name, options, lambda traffic: kind.arrivals(given, traffic))
+        return RunPlan.closed(
+            self._name, options, callers=given.callers, think_s=given.think_ms / 1000, duration_s=given.duration
+        )
 
     # ------------------------------------------------------------------ start
 
@@ -245,25 +201,11 @@ class Conductor:
             folder = new_run_folder(self._name, folder=plan.options.folder)
             runner = environment.runner
             workers = list(runner.clients) if isinstance(runner, MasterRunner) else []
-            planned = plan.planned()
-            print(
-                announcement(
-                    self._name,
-                    planned,
-                    host=plan.options.host,
-                    shares=plan.traffic.shares(),
-                    workers=max(1, len(workers)),
-                    max_in_flight=plan.options.max_in_flight,
-                ),
-                flush=True,
-            )
+            print(plan.announcement(workers=max(1, len(workers))), flush=True)
             write_header(folder, command=_command(), facts={"experiment": self._name, "options": plan.options.facts()})
             started_at = now_text()
-            if workers:
-                sighting = self._conduct_workers(workers, plan, folder)
-            else:
-                sighting = self._conduct_here(plan, folder)
-            self._finish(plan, planned, sighting, folder=folder, started_at=started_at)
+            sighting = self._conduct_workers(workers, plan, folder) if workers else self._conduct_here(plan, folder)
+            self._finish(plan, sighting, folder=folder, started_at=started_at)
         except SplitInferenceError as error:
             environment.process_exit_code = 2
             print(f"{self._name}: {error}", file=sys.stderr, flush=True)
@@ -275,19 +217,19 @@ class Conductor:
             self._finished.set()
             gevent.spawn(self._end_of_test, environment)
 
-    def _conduct_here(self, plan: _Plan, folder: Path) -> Sighting:
+    def _conduct_here(self, plan: RunPlan, folder: Path) -> Sighting:
         process = self._new_process(plan, records=folder / "requests.csv" if plan.options.records else None)
         process.prepare()
         if not self._stop_asked:
             self._send(process, plan, worker=0, workers=1, start_unix_s=time.time() + _HEAD_START_S)
         self._tally.merge(process.take())
-        return Sighting(
-            processes=(process.report("generator"),), expected=1, stopped_at_s=process.stopped_at_s
-        )
+        return Sighting(processes=(process.report("generator"),), expected=1, stopped_at_s=process.stopped_at_s)
 
-    def _conduct_workers(self, workers: list[str], plan: _Plan, folder: Path) -> Sighting:
+    def _conduct_workers(self, workers: list[str], plan: RunPlan, folder: Path) -> Sighting:
         self._wait_for(lambda: set(workers) <= set(self._ready), timeout_s=_READY_TIMEOUT_S)
-        troubles = [f"worker {index}: {self._ready[each]}" for index, each in enumerate(workers) if self._ready.get(each)]
+        troubles = [
+            f"worker {index}: {self._ready[each]}" for index, each in enumerate(workers) if self._ready.get(each)
+        ]
         if troubles:
             raise UsageError(troubles[0])
         if missing := [each for each in workers if each not in self._ready]:
@@ -303,9 +245,7 @@ class Conductor:
             }
             self._master.send_message(_GO, content, client_id=worker)
         patience_s = plan.duration_s + plan.options.timeout_s + _HEAD_START_S + _REPORT_GRACE_S
-        self._wait_for(
-            lambda: all(each in self._done or self._is_gone(each) for each in workers), timeout_s=patience_s
-        )
+        self._wait_for(lambda: all(each in self._done or self._is_gone(each) for each in workers), timeout_s=patience_s)
         lost = [f"worker {index}" for index, each in enumerate(workers) if each not in self._done]
         return Sighting(
             processes=tuple(self._done[each] for each in workers if each in self._done),
@@ -331,7 +271,7 @@ class Conductor:
             # Workers that go away send no news.
             self._news.wait(0.5)
 
-    def _new_process(self, plan: _Plan, *, records: Path | None) -> ProcessRun:
+    def _new_process(self, plan: RunPlan, *, records: Path | None) -> ProcessRun:
         self._process = ProcessRun(
             plan.options,
             plan.traffic,
@@ -342,14 +282,12 @@ class Conductor:
         )
         return self._process
 
-    def _send(self, process: ProcessRun, plan: _Plan, *, worker: int, workers: int, start_unix_s: float) -> None:
+    def _send(self, process: ProcessRun, plan: RunPlan, *, worker: int, workers: int, start_unix_s: float) -> None:
         if plan.arrivals is not None:
             process.run_open(plan.arrivals, worker=worker, workers=workers, start_unix_s=start_unix_s)
         else:
-            callers = plan.callers // workers + (worker < plan.callers % workers)
-            process.run_closed(
-                callers, worker=worker, workers=workers, start_unix_s=start_unix_s, think_s=plan.think_s
-            )
+            callers = plan.callers_of(worker, workers)
+            process.run_closed(callers, worker=worker, workers=workers, start_unix_s=start_unix_s, think_s=plan.think_s)
 
     def _tell_locust(self, ended: Ended) -> None:
         assert self._environment is not None
@@ -383,9 +321,7 @@ class Conductor:
         if said["records"]:
             process.write_records(Path(said["records"]))
         name = f"worker {said['worker']} ({socket.gethostname()})"
-        self._send(
-            process, plan, worker=said["worker"], workers=said["workers"], start_unix_s=said["start_unix_s"]
-        )
+        self._send(process, plan, worker=said["worker"], workers=said["workers"], start_unix_s=said["start_unix_s"])
         content = {
             "run": self._run_id,
             "tally": process.take().to_json(),
@@ -433,46 +369,13 @@ class Conductor:
             if not isinstance(environment.runner, WorkerRunner):
                 self._finished.wait(_REPORT_GRACE_S)
 
-    def _finish(
-        self, plan: _Plan, planned: Planned, sighting: Sighting, *, folder: Path, started_at: str
-    ) -> None:
+    def _finish(self, plan: RunPlan, sighting: Sighting, *, folder: Path, started_at: str) -> None:
         assert self._environment is not None
-        tally, options = self._tally, plan.options
-        ended_s = plan.duration_s if sighting.stopped_at_s is None else min(sighting.stopped_at_s, plan.duration_s)
-        measured_s = max(0.0, ended_s - options.warmup_s)
-        result = RunResult(
-            experiment=self._name,
-            open_loop=self._kind.open_loop,
-            host=options.host,
-            models=plan.models(),
-            started_at=started_at,
-            command=_command(),
-            seed=options.seed,
-            workers=sighting.expected,
-            planned=planned,
-            deadline_s=options.deadline_s,
-            warmup_s=options.warmup_s,
-            measured_s=measured_s,
-            counts=tally.result_counts(),
-            dropped=dict(tally.dropped),
-            refused=dict(tally.refused),
-            failed=dict(tally.failed),
-            latency=tally.histograms["latency"],
-            service=tally.histograms["service"],
-            schedule_delay=tally.histograms["schedule_delay"],
-            refused_latency=tally.histograms["refused_latency"],
-            server=tally.result_server(),
-            batch_sizes={int(size): count for size, count in tally.batch_sizes.items()},
-            by_option=tally.result_options(),
-            seconds=tally.result_seconds(),
-            generator=generator_of(tally, sighting, measured_s=measured_s, open_loop=self._kind.open_loop),
-        )
+        result = plan.result(self._tally, sighting, command=_command(), started_at=started_at)
         print(summary(result), flush=True)
         code = judge_run(folder, result, plan.slo)
         if code is not None:
             self._environment.process_exit_code = code
-        elif not result.is_valid:
-            self._environment.process_exit_code = EXIT_INVALID
         print(f"  written: {folder}", flush=True)
 
     def _end_of_test(self, environment: Environment) -> None:

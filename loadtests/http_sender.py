@@ -1,14 +1,13 @@
 """Sends prepared POSTs over keep-alive connections, as cheaply as gevent allows, and returns what came back.
 
-geventhttpclient's parser (llhttp, the one inside Locust's FastHttpUser) on sockets of our own: its connection pool looks
-at every socket with select(2), which ends at 1,024 descriptors, and 10,000 connections are wanted. A request is one
-write of bytes that were made beforehand. Knows no payload files and no schedule. Not safe across threads.
+geventhttpclient's parser (llhttp, the one inside Locust's FastHttpUser) on sockets of our own: its connection pool
+looks at every socket with select(2), which ends at 1,024 descriptors, and 10,000 connections are wanted. A request is
+one write of bytes that were made beforehand. Knows no payload files and no schedule. Not safe across threads.
 """
 
 from __future__ import annotations
 
 import collections
-import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,7 +16,7 @@ import gevent
 from gevent import socket
 from geventhttpclient.response import HTTPParseError, HTTPResponse
 
-from split_inference.errors import UsageError
+from loadtests.options import tls_context
 
 # An honest answer to one sample is logits of 21,843 classes: 87 kB.
 MAX_REPLY_BYTES = 1 << 20
@@ -39,11 +38,11 @@ class Response:
 
     def header(self, name: str) -> str | None:
         """Value by lower-case name; the first of several."""
-        value = self._parsed.get(name)
+        value: str | list[str] | None = self._parsed.get(name)
         return value[0] if isinstance(value, list) else value
 
 
-class _Parser(HTTPResponse):
+class _Parser(HTTPResponse):  # type: ignore[misc]  # its types are not read
     def take_body(self) -> bytes:
         return bytes(self._body_buffer)
 
@@ -55,8 +54,8 @@ class _Parser(HTTPResponse):
 class HttpSender:
     """Connections to one server.
 
-    `keep_open` connections take turns (first in, first out), so that all of them stay in use; else the one that was free
-    last is used first, and there are as few as the load needs.
+    `keep_open` connections take turns (first in, first out), so that all of them stay in use; else the one that was
+    free last is used first, and there are as few as the load needs.
     """
 
     def __init__(
@@ -207,11 +206,3 @@ def _read(sock: socket.socket) -> _Parser | None:
 
 def _reason(error: OSError) -> str:
     return (error.strerror or type(error).__name__)[:60]
-
-
-def tls_context(ca: Path | None) -> ssl.SSLContext:
-    """Trusts the system's certificates, or those in `ca` (PEM)."""
-    try:
-        return ssl.create_default_context(cafile=None if ca is None else str(ca))
-    except (OSError, ssl.SSLError) as error:
-        raise UsageError(f"--ca {ca} cannot be read as PEM certificates ({error})") from None

@@ -2,7 +2,7 @@
 
 `python -m edge_sim payloads --scenario FILE` writes such files. Without --rate the files' own rates are taken.
 
-locust -f loadtests/mixed_fleet.py --host http://127.0.0.1:8000 --payloads resnet20.payloads,resnet34.payloads --headless
+locust -f loadtests/mixed_fleet.py --host http://127.0.0.1:8000 --payloads a.payloads,b.payloads --headless
 """
 
 from argparse import Namespace

@@ -1,8 +1,8 @@
 """Starts each request at its own time, whatever the server does: absolute deadlines, a bounded pool, no bursts.
 
-An arrival that this process is too late for, or has no room for, is dropped and counted; it is never sent later together
-with others, because a burst that nobody asked for would be measured as the server's fault. Clock, sleep and starting are
-arguments: knows no gevent, no HTTP and no Locust. Times in seconds since the run began.
+An arrival that this process is too late for, or has no room for, is dropped and counted; it is never sent later
+together with others, because a burst that nobody asked for would be measured as the server's fault. Clock, sleep and
+starting are arguments: knows no gevent, no HTTP and no Locust. Times in seconds since the run began.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import ssl
 from argparse import Namespace
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -36,11 +37,21 @@ def add_common_arguments(group: ArgumentGroup) -> None:
     add("--option", default="", help="send only this option of the payload files, by title or number (their traffic)")
     add("--weights", default="", metavar="W[,W]", help="proportions of several payload files (their rates, or equal)")
     add("--warmup", type=float, default=2.0, metavar="S", help="seconds at the start that are sent and not counted")
-    add("--deadline-ms", type=float, default=0.0, help="an answer after this is not good; from the intended start (0: none)")
+    add(
+        "--deadline-ms",
+        type=float,
+        default=0.0,
+        help="an answer after this is not good; from the intended start (0: none)",
+    )
     add("--announce-deadline", action="store_true", help="tell the server what is left of the deadline, as devices do")
     add("--timeout", type=float, default=10.0, metavar="S", help="give up on a request after so many seconds")
     add("--max-in-flight", type=int, default=4096, help="requests under way at once, for each worker; more are dropped")
-    add("--connections", type=int, default=0, help="keep-alive connections that each worker opens first and keeps in use")
+    add(
+        "--connections",
+        type=int,
+        default=0,
+        help="keep-alive connections that each worker opens first and keeps in use",
+    )
     add("--drop-after-ms", type=float, default=1000 * DROP_AFTER_S, help="never send an arrival later than this")
     add("--seed", type=int, default=0, help="of the arrivals and of what is sent")
     add("--slo", default="", metavar="FILE", help="judge the run by this SLO file; exit code 99 where it is missed")
@@ -109,7 +120,8 @@ class RunOptions:
         _require(given.drop_after_ms > 0, f"--drop-after-ms is above 0, got {given.drop_after_ms:g}")
         _require(0 <= given.seed < 2**63, f"--seed is 0 or more, got {given.seed}")
         _require(
-            not given.announce_deadline or given.deadline_ms > 0, "--announce-deadline needs a deadline: --deadline-ms N"
+            not given.announce_deadline or given.deadline_ms > 0,
+            "--announce-deadline needs a deadline: --deadline-ms N",
         )
         return cls(
             host=host.rstrip("/"),
@@ -176,6 +188,14 @@ def read_token(path: Path | None) -> str | None:
     if not (text and text.isascii() and text.isprintable() and " " not in text):
         raise UsageError(f"--token-file {path} holds no token: expected one ASCII word")
     return text
+
+
+def tls_context(ca: Path | None) -> ssl.SSLContext:
+    """Trusts the system's certificates, or those in `ca` (PEM)."""
+    try:
+        return ssl.create_default_context(cafile=None if ca is None else str(ca))
+    except (OSError, ssl.SSLError) as error:
+        raise UsageError(f"--ca {ca} cannot be read as PEM certificates ({error})") from None
 
 
 def _listed(text: str) -> list[str]:

@@ -57,7 +57,7 @@ class PayloadTraffic:
         weights: Sequence[float] = (),
         seed: int = 0,
     ) -> None:
-        """`option` is one option's title or number, empty for the files' own traffic; `weights` is one for each file."""
+        """`option` is one option's title or number, empty for the files' traffic; `weights` has one for each file."""
         if not files:
             raise UsageError("no payload file; `python -m edge_sim payloads` makes one, --payloads names it")
         self._files = list(files)
@@ -94,14 +94,19 @@ class PayloadTraffic:
         if not wanted:
             titles = "; ".join(f"{index}: {each.title}" for index, each in enumerate(header.options))
             asked = f"no option {option!r}" if option else f"nothing for {mode}"
-            raise UsageError(f"{file.path} has {asked}{f' of {mode}' if option and mode != 'any' else ''}; it has {titles}")
+            raise UsageError(
+                f"{file.path} has {asked}{f' of {mode}' if option and mode != 'any' else ''}; it has {titles}"
+            )
         used = {index: shares.get(index, 0.0) for index in wanted}
         if option or not sum(used.values()) > 0:
             used = dict.fromkeys(wanted, 1.0)
         total = sum(used.values())
         self._choices += [
             _Choice(
-                label=f"{prefix}{header.options[index].title}", source=number, option=index, weight=weight * share / total
+                label=f"{prefix}{header.options[index].title}",
+                source=number,
+                option=index,
+                weight=weight * share / total,
             )
             for index, share in used.items()
             if share > 0

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from loadtests.http_sender import tls_context
-from loadtests.options import RunOptions, read_token
+from loadtests.options import RunOptions, read_token, tls_context
 from split_inference.errors import DigestMismatchError, UsageError
 from split_inference.payload_file import PayloadFile, PayloadHeader
 
@@ -103,8 +102,8 @@ def _target(server: _Server, name: str, file: PayloadFile) -> Target:
     digest = card.get("digest")
     if digest != header.model.digest:
         raise DigestMismatchError(
-            f"{server.url} has {name} with digest {str(digest)[:12]}.., {file.path} is for {header.model.digest[:12]}..: "
-            "make the payloads with the model that is served"
+            f"{server.url} has {name} with digest {str(digest)[:12]}.., {file.path} is for "
+            f"{header.model.digest[:12]}..: make the payloads with the model that is served"
         )
     _check_split_points(server.url, name, header, card)
     return Target(path=model_path(name), name=name)

@@ -5,7 +5,6 @@ Knows gevent and no Locust: what starts it, stops it and merges its counts is so
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import resource
 import sys
@@ -13,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
 
 import gevent
 from gevent.event import Event
@@ -30,7 +28,6 @@ from loadtests.run_folder import RecordFile
 from loadtests.run_recorder import RunRecorder, Tally
 from loadtests.run_result import GeneratorProcess
 from split_inference.errors import UsageError
-from split_inference.payload_file import PayloadFile
 
 # What is under way when somebody stops a run gets this long to end.
 STOP_GRACE_S = 3.0
@@ -46,21 +43,6 @@ class Ended:
     reply_bytes: int
     trouble: str
     """Why it was not good, as a reason; empty: an answer that is not wrong."""
-
-
-def open_files(options: RunOptions) -> list[PayloadFile]:
-    """The payload files, checked; UsageError or DataError in one line."""
-    with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(PayloadFile.open(path)) for path in options.payloads]
-        stack.pop_all()
-        return files
-
-
-def traffic_of(options: RunOptions, files: Sequence[PayloadFile]) -> PayloadTraffic:
-    """What is sent; UsageError where the files have nothing of it."""
-    return PayloadTraffic(
-        files, mode=options.mode, option=options.option, weights=options.weights, seed=options.seed
-    )
 
 
 class ProcessRun:
@@ -89,9 +71,7 @@ class ProcessRun:
             timeout_s=options.timeout_s,
             keep_open=options.connections,
         )
-        self.recorder = RunRecorder(
-            warmup_s=options.warmup_s, ends_s=duration_s, deadline_s=options.deadline_s
-        )
+        self.recorder = RunRecorder(warmup_s=options.warmup_s, ends_s=duration_s, deadline_s=options.deadline_s)
         self._records: RecordFile | None = None
         if records is not None:
             self.write_records(records)
@@ -273,9 +253,7 @@ class ProcessRun:
         if self._options.announce_deadline and self._options.deadline_s is not None:
             left_ms = max(0, round(1000 * (self._options.deadline_s - (self.now_s() - intended_s))))
             more = f"x-deadline-ms: {left_ms}\r\n"
-            return self._sender.head(
-                path, media_type=prepared.media_type, body_bytes=len(prepared.body), more=more
-            )
+            return self._sender.head(path, media_type=prepared.media_type, body_bytes=len(prepared.body), more=more)
         key = (prepared.model, prepared.media_type, len(prepared.body))
         head = self._heads.get(key)
         if head is None:
@@ -293,5 +271,3 @@ class ProcessRun:
         gevent.killall(list(self._in_flight))
         self._stopped.set()
         self.close()
-
-

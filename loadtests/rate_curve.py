@@ -7,6 +7,7 @@ Knows no clock and no randomness. Times in seconds from the start of the run, ra
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,8 +95,9 @@ class RateCurve:
         root = np.sqrt(np.maximum(start**2 + 2 * slope * area, 0.0))
         with np.errstate(invalid="ignore", divide="ignore"):
             within_s = np.where(area > 0, 2 * area / (start + root), 0.0)
-        ends_s = self._starts_s[piece + 1]
-        return np.minimum(self._starts_s[piece] + within_s, ends_s)
+        # Rounding must not move an arrival out of its piece.
+        when_s: NDArray[np.float64] = np.minimum(self._starts_s[piece] + within_s, self._starts_s[piece + 1])
+        return when_s
 
 
 def constant(rate_per_s: float, duration_s: float) -> RateCurve:
@@ -148,6 +150,4 @@ def diurnal(mean_per_s: float, *, swing: float, day_s: float, duration_s: float)
         return mean_per_s * max(0.0, 1 - swing * math.cos(2 * math.pi * at_s / day_s))
 
     edges = [piece_s * number for number in range(math.ceil(duration_s / piece_s - 1e-9))] + [duration_s]
-    return RateCurve(
-        [Piece(end - begin, rate(begin), rate(end)) for begin, end in zip(edges, edges[1:], strict=False)]
-    )
+    return RateCurve([Piece(end - begin, rate(begin), rate(end)) for begin, end in itertools.pairwise(edges)])

@@ -19,7 +19,9 @@ class Replay(OpenLoopUser):
     @classmethod
     def add_arguments(cls, group: ArgumentGroup) -> None:
         """The recording, and how it is played."""
-        group.add_argument("--recording", default="", metavar="FILE", help="times in seconds: one a line, CSV or JSON lines")
+        group.add_argument(
+            "--recording", default="", metavar="FILE", help="times in seconds: one a line, CSV or JSON lines"
+        )
         group.add_argument("--column", default="", help="column or key of the times (intended_s, arrival_s, at_s, ...)")
         group.add_argument("--speed", type=float, default=1.0, help="2 plays it in half the time (%(default)s)")
         group.add_argument("--repeat", type=int, default=1, help="so many times, one after the other (%(default)s)")

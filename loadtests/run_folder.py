@@ -65,7 +65,15 @@ class RecordFile:
         self._file.write(RECORD_COLUMNS)
 
     def write(
-        self, number: int, label: str, *, intended_s: float, sent_s: float, ended_s: float, verdict: Verdict, counted: bool
+        self,
+        number: int,
+        label: str,
+        *,
+        intended_s: float,
+        sent_s: float,
+        ended_s: float,
+        verdict: Verdict,
+        counted: bool,
     ) -> None:
         """Append one request."""
         queue_s = verdict.timings_s.get("queue", "")

@@ -170,7 +170,7 @@ class RunResult(_Record):
     counts: Counts
     refused: dict[str, Count] = Field(default_factory=dict)
     """Reason, as in "429 OverShareError", to requests that the server refused for load or deadline (408, 429, 503)."""
-    dropped: dict[Literal["late", "full"], Count] = Field(default_factory=dict)
+    dropped: dict[str, Count] = Field(default_factory=dict)
     """Late: the generator was busy when the time came. Full: as many requests as it may have were under way."""
     failed: dict[str, Count] = Field(default_factory=dict)
     """Reason, as in "timeout" or "500", to requests that got no answer for any other reason."""

@@ -40,11 +40,15 @@ def summary(result: RunResult) -> str:
         f"dropped {counts.dropped:,}",
     ]
     if latency.count:
-        start = "from the intended start" if result.open_loop else "closed loop: what would have come meanwhile is left out"
+        start = (
+            "from the intended start" if result.open_loop else "closed loop: what would have come meanwhile is left out"
+        )
         lines.append(f"  latency        {_percentiles(latency.percentiles(_SHARES))}  ({start})")
         lines.append(f"  service        {_percentiles(result.service.percentiles(_SHARES))}  (from the actual start)")
     if result.open_loop and result.schedule_delay.count:
-        lines.append(f"  schedule delay {_percentiles(result.schedule_delay.percentiles(_SHARES))}  (the generator's own)")
+        lines.append(
+            f"  schedule delay {_percentiles(result.schedule_delay.percentiles(_SHARES))}  (the generator's own)"
+        )
     for title, reasons in (("refused", result.refused), ("failed", result.failed)):
         ranked = sorted(reasons.items(), key=lambda item: -item[1])
         lines += [f"  {title}: {count:,} x {reason}" for reason, count in ranked[:5]]

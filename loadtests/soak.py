@@ -1,6 +1,6 @@
 """One moderate rate for a long time: what grows, leaks or drifts shows only then.
 
-locust -f loadtests/soak.py --host http://127.0.0.1:8000 --payloads resnet20.payloads --rate 50 --duration 14400 --headless
+locust -f loadtests/soak.py --host http://127.0.0.1:8000 --payloads resnet20.payloads --duration 14400 --headless
 """
 
 from argparse import Namespace

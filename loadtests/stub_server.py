@@ -20,6 +20,7 @@ import random
 import select
 import selectors
 import signal
+import ssl
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -34,8 +35,8 @@ from split_inference.wire import DIGEST_BYTES, REPLY_MEDIA_TYPE, WIRE_VERSION, P
 Distribution = Literal["constant", "exponential"]
 
 _MAX_HEAD_BYTES = 16384
-_STATUS = {200: "OK", 400: "Bad Request", 404: "Not Found", 408: "Request Timeout", 501: "Not Implemented"}
-_STATUS |= {429: "Too Many Requests", 500: "Internal Server Error", 503: "Service Unavailable"}
+_STATUS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 500: "Internal Server Error"}
+_STATUS |= {501: "Not Implemented", 503: "Service Unavailable"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,10 +156,13 @@ def _key(body: bytes) -> bytes:
 class _Stub:
     """What all connections share."""
 
-    def __init__(self, behaviour: StubBehaviour, answers: StubAnswers, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, behaviour: StubBehaviour, answers: StubAnswers, loop: asyncio.AbstractEventLoop, token: str | None
+    ) -> None:
         self.behaviour = behaviour
         self.answers = answers
         self.loop = loop
+        self.authorization = f"authorization: bearer {token}".lower() if token else None
         self.seen: Counter[str] = Counter()
         self.connections = 0
         self._queue = StubQueue(behaviour)
@@ -270,7 +274,10 @@ class _Connection(asyncio.Protocol):
         self._waiting = True
         method, _, rest = self._head[0].partition(" ")
         path = rest.partition(" ")[0]
-        if method == "POST":
+        expected = self._stub.authorization
+        if expected is not None and not any(line.lower() == expected for line in self._head):
+            self.respond(401, _refusal("UnauthorizedError", "no token, or none that is known here"))
+        elif method == "POST":
             self._stub.begin(self, path, body)
         elif method == "GET":
             self.respond(*self._stub.get(path))
@@ -299,13 +306,15 @@ class _PreciseSelector(selectors.EpollSelector):
         return super().select(timeout)
 
 
-async def _serve(behaviour: StubBehaviour, files: list[Path], port: int) -> None:
+async def _serve(
+    behaviour: StubBehaviour, files: list[Path], port: int, *, token: str | None, tls: ssl.SSLContext | None
+) -> None:
     loop = asyncio.get_running_loop()
     with contextlib.ExitStack() as stack:
         answers = StubAnswers([stack.enter_context(PayloadFile.open(file)) for file in files])
-    stub = _Stub(behaviour, answers, loop)
+    stub = _Stub(behaviour, answers, loop, token)
     try:
-        server = await loop.create_server(lambda: _Connection(stub), "127.0.0.1", port, backlog=4096)
+        server = await loop.create_server(lambda: _Connection(stub), "127.0.0.1", port, backlog=4096, ssl=tls)
     except OSError as error:
         raise UsageError(f"cannot listen on port {port}: {error.strerror}; --port 0 takes a free one") from None
     stop = asyncio.Event()
@@ -333,8 +342,14 @@ def main() -> None:
     parser.add_argument("--error-share", type=float, default=0.0, help="share answered with 500 (%(default)s)")
     parser.add_argument("--wrong-share", type=float, default=0.0, help="share answered wrongly (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--token", help="refuse requests without this bearer token")
+    parser.add_argument("--tls", type=Path, help="PEM file with certificate and key: speak https")
     given = parser.parse_args()
     try:
+        tls = None
+        if given.tls is not None:
+            tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            tls.load_cert_chain(given.tls)
         behaviour = StubBehaviour(
             service_s=given.service_ms / 1000,
             distribution=given.distribution,
@@ -347,7 +362,7 @@ def main() -> None:
             seed=given.seed,
         )
         with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(_PreciseSelector())) as runner:
-            runner.run(_serve(behaviour, given.payloads, given.port))
+            runner.run(_serve(behaviour, given.payloads, given.port, token=given.token, tls=tls))
     except SplitInferenceError as error:
         print(f"stub_server: {error}", file=sys.stderr)
         raise SystemExit(2) from None

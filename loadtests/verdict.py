@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from loadtests.run_result import RunResult, write_result
 
 if TYPE_CHECKING:
+    from loadtests.gate import Verdict
     from loadtests.slo import Slo
 
 EXIT_INVALID = 3
@@ -38,6 +39,13 @@ def judge_run(folder: Path, result: RunResult, slo: Slo | None) -> int | None:
     try:
         from loadtests.report import write_report
     except ImportError:
-        return None
+        return _exit_code(result, verdict)
     write_report(folder, result, verdict)
-    return None
+    return _exit_code(result, verdict)
+
+
+def _exit_code(result: RunResult, verdict: Verdict | None) -> int | None:
+    # A run that is no result meets nothing and misses nothing.
+    if not result.is_valid:
+        return EXIT_INVALID
+    return None if verdict is None else verdict.exit_code
