@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import gevent
+import psutil
 from gevent.event import Event
 
 from loadtests.arrivals import Arrivals
@@ -34,8 +35,8 @@ from loadtests.run_folder import new_run_folder, now_text, write_header
 from loadtests.run_plan import RunPlan
 from loadtests.run_recorder import Tally
 from loadtests.run_result import GeneratorProcess
-from loadtests.run_summary import summary
-from loadtests.verdict import judge_run
+from loadtests.run_summary import summary, verdict_lines
+from loadtests.verdict import conclude
 from split_inference.errors import SplitInferenceError, UsageError
 
 # Workers read and check their payload files in this time; a gigabyte takes a second.
@@ -128,6 +129,7 @@ class Conductor:
         self._tally = Tally()
         self._news = Event()
         self._finished = Event()
+        self._finished.set()
         self._stop_asked = False
 
     def listen(self) -> None:
@@ -136,7 +138,6 @@ class Conductor:
         events.init.add_listener(self._init)
         events.test_start.add_listener(self._test_start)
         events.test_stopping.add_listener(self._test_stopping)
-        events.quitting.add_listener(self._test_stopping)
         events.report_to_master.add_listener(self._report_to_master)
         events.worker_report.add_listener(self._worker_report)
 
@@ -148,6 +149,8 @@ class Conductor:
     def _init(self, environment: Environment, **_: Any) -> None:
         self._environment = environment
         runner = environment.runner
+        # Fired in reverse order: what is added after the runner's own listener ends the run before its worker leaves.
+        events.quitting.add_listener(self._test_stopping)
         if isinstance(runner, MasterRunner):
             runner.register_message(_READY, self._worker_ready)
             runner.register_message(_DONE, self._worker_done)
@@ -159,7 +162,10 @@ class Conductor:
             try:
                 self._checked_plan()
             except SplitInferenceError as error:
-                _refuse(self._name, error)
+                print(f"{self._name}: {error}", file=sys.stderr, flush=True)
+                if options.processes:
+                    _end_forked_workers()
+                raise SystemExit(2) from None
 
     def _checked_plan(self) -> RunPlan:
         assert self._environment is not None
@@ -184,11 +190,11 @@ class Conductor:
 
     def _test_start(self, environment: Environment, **_: Any) -> None:
         self._environment = environment
-        self._finished.clear()
         self._stop_asked = False
         if isinstance(environment.runner, WorkerRunner):
-            self._conducting = gevent.spawn(self._prepare_worker)
+            gevent.spawn(self._prepare_worker)
             return
+        self._finished.clear()
         self._ready, self._done, self._tally = {}, {}, Tally()
         self._run_id = uuid.uuid4().hex
         self._conducting = gevent.spawn(self._conduct)
@@ -317,6 +323,7 @@ class Conductor:
         said = msg.data
         process, plan = self._process, self._checked_plan()
         assert process is not None
+        self._finished.clear()
         self._run_id = said["run"]
         if said["records"]:
             process.write_records(Path(said["records"]))
@@ -358,24 +365,24 @@ class Conductor:
 
     def _test_stopping(self, environment: Environment, **_: Any) -> None:
         """Somebody stops the run (Ctrl-C, --run-time, the web page), or it is over: see that it ends in order."""
-        if self._conducting is None or self._conducting is gevent.getcurrent():
+        if self._finished.is_set() or self._conducting is gevent.getcurrent():
             return
-        if not self._finished.is_set():
-            self._stop_asked = True
-            if isinstance(environment.runner, MasterRunner):
-                environment.runner.send_message(_STOP)
-            elif self._process is not None:
-                self._process.stop()
-            if not isinstance(environment.runner, WorkerRunner):
-                self._finished.wait(_REPORT_GRACE_S)
+        self._stop_asked = True
+        if isinstance(environment.runner, MasterRunner):
+            environment.runner.send_message(_STOP)
+        elif self._process is not None:
+            self._process.stop()
+        self._finished.wait(_REPORT_GRACE_S)
 
     def _finish(self, plan: RunPlan, sighting: Sighting, *, folder: Path, started_at: str) -> None:
         assert self._environment is not None
         result = plan.result(self._tally, sighting, command=_command(), started_at=started_at)
         print(summary(result), flush=True)
-        code = judge_run(folder, result, plan.slo)
+        verdict, code = conclude(folder, result, plan.slo)
         if code is not None:
             self._environment.process_exit_code = code
+        if verdict is not None:
+            print("\n".join(f"  {line}" for line in verdict_lines(verdict)), flush=True)
         print(f"  written: {folder}", flush=True)
 
     def _end_of_test(self, environment: Environment) -> None:
@@ -390,6 +397,7 @@ def _command() -> str:
     return shlex.join(["locust", *(Path(each).name if each.startswith("/") else each for each in sys.argv[1:])])
 
 
-def _refuse(name: str, error: SplitInferenceError) -> None:
-    print(f"{name}: {error}", file=sys.stderr, flush=True)
-    raise SystemExit(2)
+def _end_forked_workers() -> None:
+    # Locust has forked them already, and leaves them to find out within a minute that there is no master.
+    for child in psutil.Process().children():
+        child.terminate()
