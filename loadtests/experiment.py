@@ -173,6 +173,9 @@ class Conductor:
         assert given is not None
         key = {**vars(given), "host": self._environment.host}
         if self._plan is None or self._plan[0] != key:
+            if self._plan is not None:
+                self._plan[1].close()
+                self._plan = None
             self._plan = (key, self._new_plan(given))
         return self._plan[1]
 
