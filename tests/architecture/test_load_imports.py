@@ -1,4 +1,4 @@
-"""What the load tests import, seen from a fresh interpreter: no torch, no half of the product, Locust only at the rim."""
+"""What load tests import, seen from a fresh interpreter: no torch, no half of the product, Locust only at the rim."""
 
 from __future__ import annotations
 

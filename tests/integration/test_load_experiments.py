@@ -220,14 +220,19 @@ def test_https_with_a_ca_of_ones_own_and_a_token(tmp_path, payloads):
     (tmp_path / "token").write_text("open-sesame\n")
     (tmp_path / "other").write_text("guess\n")
     short = ("--rate", "20", "--duration", "2", "--warmup", "0.2")
+    ca = ("--ca", str(tls))
+    cases = {
+        "good": (*ca, "--token-file", str(tmp_path / "token")),
+        "untrusted": ("--token-file", str(tmp_path / "token")),
+        "refused": (*ca, "--token-file", str(tmp_path / "other")),
+    }
     with stub_server(payloads, "--tls", str(tls), "--token", "open-sesame", "--service-ms", "1") as url:
-        trusted = ("--ca", str(tls), "--token-file", str(tmp_path / "token"))
-        good = run(tmp_path / "good", "poisson", url, payloads, *short, *trusted)
-        untrusted = run(tmp_path / "untrusted", "poisson", url, payloads, *short)
-        refused = run(
-            tmp_path / "refused", "poisson", url, payloads, *short, "--ca", str(tls), "--token-file",
-            str(tmp_path / "other"),
-        )  # fmt: skip
+
+        def one(name):
+            return run(tmp_path / name, "poisson", url, payloads, *short, *cases[name])
+
+        with ThreadPoolExecutor(3) as pool:
+            good, untrusted, refused = pool.map(one, cases)
     assert good.code in MET_OR_INVALID, good.err
     assert good.result.counts.right == good.result.counts.sent > 0
     assert untrusted.code == 2

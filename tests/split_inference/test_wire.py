@@ -591,6 +591,6 @@ def test_the_best_class_alone_is_what_the_whole_reply_says():
             damaged = bytearray(reply)
             damaged[position] ^= 0x10
             with pytest.raises(MalformedFrameError):
-                best_class(damaged)
+                best_class(bytes(damaged))
             with pytest.raises(MalformedFrameError):
                 best_class(reply[:position])
