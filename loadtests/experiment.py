@@ -97,6 +97,9 @@ class ClosedLoopUser(LoadUser):
         """Callers, and what they do between two requests."""
         add_duration(group)
         group.add_argument("--callers", type=int, default=10, help="requests under way, over all workers (%(default)s)")
+        group.add_argument(
+            "--streams", type=int, default=1, help="requests that each caller sends at once (%(default)s)"
+        )
         group.add_argument("--think-ms", type=float, default=0.0, help="pause of each caller after an answer")
 
 
@@ -186,7 +189,12 @@ class Conductor:
         if kind.open_loop:
             return RunPlan.open(self._name, options, lambda traffic: kind.arrivals(given, traffic))
         return RunPlan.closed(
-            self._name, options, callers=given.callers, think_s=given.think_ms / 1000, duration_s=given.duration
+            self._name,
+            options,
+            callers=given.callers,
+            streams=given.streams,
+            think_s=given.think_ms / 1000,
+            duration_s=given.duration,
         )
 
     # ------------------------------------------------------------------ start
@@ -296,7 +304,14 @@ class Conductor:
             process.run_open(plan.arrivals, worker=worker, workers=workers, start_unix_s=start_unix_s)
         else:
             callers = plan.callers_of(worker, workers)
-            process.run_closed(callers, worker=worker, workers=workers, start_unix_s=start_unix_s, think_s=plan.think_s)
+            process.run_closed(
+                callers,
+                worker=worker,
+                workers=workers,
+                start_unix_s=start_unix_s,
+                think_s=plan.think_s,
+                streams=plan.streams,
+            )
 
     def _tell_locust(self, ended: Ended) -> None:
         assert self._environment is not None

@@ -130,11 +130,13 @@ class ProcessRun:
         self._stopped.wait(max(0.0, self._duration_s - self.now_s()))
         self._finish(self._options.timeout_s + CONNECT_TIMEOUT_S)
 
-    def run_closed(self, users: int, *, worker: int, workers: int, start_unix_s: float, think_s: float = 0.0) -> None:
-        """`users` callers, each of whom asks, waits for the answer, thinks, and asks again."""
+    def run_closed(
+        self, users: int, *, worker: int, workers: int, start_unix_s: float, think_s: float = 0.0, streams: int = 1
+    ) -> None:
+        """`users` callers, each of whom asks `streams` times at once, waits for the answers, thinks, and asks again."""
         self._begin(start_unix_s)
         numbers = itertools.count(worker, workers)
-        callers = [gevent.spawn(self._call_on_and_on, numbers, think_s) for _ in range(users)]
+        callers = [gevent.spawn(self._call_on_and_on, numbers, think_s, streams) for _ in range(users)]
         self._stopped.wait(max(0.0, self._duration_s - self.now_s()))
         gevent.joinall(callers, timeout=think_s)
         self._finish(self._options.timeout_s + CONNECT_TIMEOUT_S)
@@ -192,11 +194,17 @@ class ProcessRun:
         self.recorder.dropped(label, intended_s, why)
         self._watch(Ended(label=label, latency_s=0.0, reply_bytes=0, trouble=f"dropped ({why})"))
 
-    def _call_on_and_on(self, numbers: Iterator[int], think_s: float) -> None:
+    def _call_on_and_on(self, numbers: Iterator[int], think_s: float, streams: int) -> None:
         while not self._stopped.is_set() and (now_s := self.now_s()) < self._duration_s:
+            asked = [
+                gevent.spawn(self._request, number, self._traffic.request(number), now_s)
+                for number in itertools.islice(numbers, streams - 1)
+            ]
+            self._in_flight.update([gevent.getcurrent(), *asked])
             number = next(numbers)
-            self._in_flight.add(gevent.getcurrent())
             ended_well = self._request(number, self._traffic.request(number), now_s)
+            gevent.joinall(asked)
+            self._in_flight.difference_update(asked)
             # A server that is down is asked again, and not ten thousand times a second.
             gevent.sleep(think_s if ended_well or think_s else 0.01)
 

@@ -41,6 +41,8 @@ class RunPlan:
     arrivals: Arrivals | None
     """None: a closed loop."""
     callers: int = 0
+    streams: int = 1
+    """Requests that each caller sends at once; it asks again when all are answered."""
     think_s: float = 0.0
 
     @classmethod
@@ -74,18 +76,20 @@ class RunPlan:
 
     @classmethod
     def closed(
-        cls, experiment: str, options: RunOptions, *, callers: int, think_s: float, duration_s: float
+        cls, experiment: str, options: RunOptions, *, callers: int, streams: int, think_s: float, duration_s: float
     ) -> RunPlan:
         """A closed loop of so many callers, over all workers."""
         if not 1 <= callers <= 100_000:
             raise UsageError(f"--callers is 1..100000, got {callers}")
+        if not 1 <= streams <= 1000:
+            raise UsageError(f"--streams is 1..1000, got {streams}")
         if not 0 <= think_s <= 3600 or not 0 < duration_s <= 7 * 86_400:
             raise UsageError(
                 f"--think-ms is 0 or more and --duration above 0 s, got {1000 * think_s:g} and {duration_s:g}"
             )
         slo = read_slo_file(options.slo)
         _check_warmup(options, duration_s)
-        check_file_limit(max(options.connections, callers))
+        check_file_limit(max(options.connections, callers * streams))
         with _opened(options) as (files, traffic, kept):
             targets = tuple(find_targets(options, files))
             kept.pop_all()
@@ -103,6 +107,7 @@ class RunPlan:
             planned=planned,
             arrivals=None,
             callers=callers,
+            streams=streams,
             think_s=think_s,
         )
 

@@ -204,14 +204,16 @@ def test_nobody_there_is_one_line(payloads):
 
 
 def test_the_callers_of_a_closed_loop_are_shared_among_workers(server, payloads):
-    made = RunPlan.closed("closed_loop", options(server[0], payloads), callers=7, think_s=0, duration_s=5)
+    made = RunPlan.closed("closed_loop", options(server[0], payloads), callers=7, streams=1, think_s=0, duration_s=5)
     made.close()
     assert [made.callers_of(worker, 3) for worker in range(3)] == [3, 2, 2]
     assert "7 users" in made.announcement(workers=1)
-    for wrong in ({"callers": 0}, {"think_s": -1}, {"duration_s": 0}):
+    for wrong in ({"callers": 0}, {"streams": 0}, {"think_s": -1}, {"duration_s": 0}):
         with pytest.raises(UsageError):
             RunPlan.closed(
-                "closed_loop", options(server[0], payloads), **{"callers": 1, "think_s": 0, "duration_s": 5, **wrong}
+                "closed_loop",
+                options(server[0], payloads),
+                **{"callers": 1, "streams": 1, "think_s": 0, "duration_s": 5, **wrong},
             )
 
 
