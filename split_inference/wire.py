@@ -254,7 +254,7 @@ def decode_reply(data: bytes | memoryview) -> ReplyFrame:
 
 
 def best_class(data: bytes | memoryview) -> tuple[int, dict[str, float]]:
-    """The first sample's best class in a reply, and the timings: a fifth of `decode_reply`'s time.
+    """The first sample's best class in a reply, and the timings, in half of `decode_reply`'s time.
 
     For whoever reads thousands of replies a second. The checksum vouches for what is not looked at; raises
     MalformedFrameError, and nothing else, for what is no reply.
