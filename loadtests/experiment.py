@@ -18,7 +18,7 @@ import socket
 import sys
 import time
 import uuid
-from argparse import Namespace
+from argparse import SUPPRESS, Action, ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -107,12 +107,20 @@ class _ShownGroup:
     """A group of arguments that Locust's web page shows too; its parser does so only for arguments without a group."""
 
     def __init__(self, group: Any) -> None:
-        self._group = group
+        self.parser = group
 
     def add_argument(self, *names: str, include_in_web_ui: bool = True, **facts: Any) -> Any:
-        action = self._group.add_argument(*names, **facts)
+        action = self.parser.add_argument(*names, **facts)
         action.include_in_web_ui = include_in_web_ui
         return action
+
+
+class _ShowArguments(Action):
+    """Locust's --help is printed before it reads a locustfile, and knows nothing of its arguments."""
+
+    def __call__(self, *_: Any) -> None:
+        print(self.const())
+        raise SystemExit(0)
 
 
 class Conductor:
@@ -148,6 +156,13 @@ class Conductor:
         group = _ShownGroup(parser.add_argument_group(self._name, "What is sent, and how it is judged."))
         self._kind.add_arguments(group)
         add_common_arguments(group)
+        what = _ShownGroup(ArgumentParser(prog=f"locust -f loadtests/{self._name}.py", add_help=False))
+        self._kind.add_arguments(what)
+        add_common_arguments(what)
+        group.add_argument(
+            "--arguments", action=_ShowArguments, nargs=0, default=SUPPRESS, const=what.parser.format_help,
+            help="show these arguments and exit", include_in_web_ui=False,
+        )  # fmt: skip
 
     def _init(self, environment: Environment, **_: Any) -> None:
         self._environment = environment

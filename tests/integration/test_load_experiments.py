@@ -275,6 +275,11 @@ def test_wrong_input_is_one_line_and_exit_code_2_before_any_load(tmp_path, stub,
     assert json.load(urllib.request.urlopen(f"{stub}/stub")).get("requests", 0) == before
 
 
+def test_an_experiment_lists_its_arguments():
+    done = subprocess.run([*locust("burst"), "--arguments"], capture_output=True, text=True, timeout=60, check=True)
+    assert all(argument in done.stdout for argument in ("--peak-rate", "--payloads", "--slo"))
+
+
 def test_the_web_page_shows_the_arguments_and_runs_what_was_typed(tmp_path, stub, payloads):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
