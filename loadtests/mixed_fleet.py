@@ -29,5 +29,8 @@ class MixedFleet(OpenLoopUser):
         """The rate that was given, or that the payload files say."""
         rate_per_s = given.rate or traffic.rate_per_s
         if not rate_per_s:
-            raise UsageError("the payload files say no rate: give --rate")
+            raise UsageError(
+                "the payload files say no rate: give --rate, or make them with "
+                "`python -m edge_sim payloads --traffic-of RUN`"
+            )
         return RatedArrivals("poisson", constant(rate_per_s, given.duration), seed=given.seed)
