@@ -24,7 +24,7 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     "==": operator.eq,
 }
-_VERSIONED = ("split-inference", "torch", "ray", "numpy", "lz4", "zstandard", "transformers")
+_VERSIONED = ("split-inference", "torch", "ray", "locust", "numpy", "lz4", "zstandard", "transformers")
 
 
 def made_by(command: str) -> dict[str, object]:
