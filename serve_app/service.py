@@ -104,6 +104,7 @@ class InferenceService:
         observers: Observers | None = None,
         now_s: Callable[[], float] = time.perf_counter,
         thread_start: Callable[[], None] = lambda: None,
+        model_thread: ThreadPoolExecutor | None = None,
         on_sticky_error: Callable[[BaseException], None] = lambda error: None,
         on_predictions: Callable[[Call, Sequence[Prediction]], None] = lambda call, best: None,
         log: logging.Logger = LOG,
@@ -124,6 +125,7 @@ class InferenceService:
             on_batch=self._batch_done,
             on_sticky_error=on_sticky_error,
             thread_start=thread_start,
+            model_thread=model_thread,
             log=log,
         )
         # For images and large frames, so that reading one holds neither the model nor the event loop up.
