@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from serve_app.settings import AppSettings
 from serve_app.tail_cache import Agreement, TailCache, TailKey
 from serve_app.tail_compiler import Compiled, compile_missing
-from serve_app.tail_executor import points_to_compile, tail_key
+from serve_app.tail_executor import tail_key
+from serve_app.tail_points import points_to_compile
 from serve_app.tail_runner import TailRunner, calibrated_split_point
 from split_inference.feature_codec import CodecProfile, FeatureCodec
 from split_inference.inputs import EncodedInput, read_inputs
@@ -50,7 +51,11 @@ def keys_for(settings: AppSettings, loaded: LoadedModel) -> list[TailKey]:
             threads=settings.threads,
         )
         for name in points_to_compile(
-            model, execution, served=served, calibrated=calibrated_split_point(settings, digest=model.digest)
+            model,
+            execution,
+            served=served,
+            calibrated=calibrated_split_point(settings, digest=model.digest),
+            device=settings.device,
         )
         for bucket in execution.buckets
     ]

@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -108,9 +108,15 @@ class MicroBatcher(Generic[PayloadT, StagedT, ResultT]):
         on_batch: Callable[[BatchReport], None] = lambda report: None,
         on_sticky_error: Callable[[BaseException], None] = lambda error: None,
         thread_start: Callable[[], None] = lambda: None,
+        model_thread: Executor | None = None,
+        prepare_thread: Executor | None = None,
         log: logging.Logger = LOG,
     ) -> None:
-        """`thread_start` runs first in both threads: OpenMP keeps its number of threads for each thread apart."""
+        """`thread_start` runs first in both threads: OpenMP keeps its number of threads for each thread apart.
+
+        `model_thread` is one thread in which the model was warmed up already, for a device that wants the same one
+        ever after; it and `prepare_thread`, which a simulation replaces, are this batcher's from now on.
+        """
         self._work = work
         self.settings = settings or BatchingSettings()
         self.cost = cost or CostModel()
@@ -122,8 +128,10 @@ class MicroBatcher(Generic[PayloadT, StagedT, ResultT]):
         self._flights: list[_Flight] = []
         self._linger: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._prepare_thread = ThreadPoolExecutor(1, thread_name_prefix="prepare", initializer=thread_start)
-        self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model", initializer=thread_start)
+        self._prepare_thread = prepare_thread or ThreadPoolExecutor(
+            1, thread_name_prefix="prepare", initializer=thread_start
+        )
+        self._model_thread = model_thread or ThreadPoolExecutor(1, thread_name_prefix="model", initializer=thread_start)
         self._broken: BaseException | None = None
 
     @property

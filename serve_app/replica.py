@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,15 @@ class Replica:
             on_phase=say,
         )
         cost = CostModel()
-        runner.warm(max_samples=self._live.batching.max_batch_samples, cost=cost, on_phase=say)
+
+        def one_thread() -> None:
+            # OpenMP counts threads for each thread apart: without this a tail would run on every core.
+            torch.set_num_threads(settings.threads)
+
+        # A GPU is called from one thread, from the first call on (cuda_device.py).
+        model_thread = ThreadPoolExecutor(1, thread_name_prefix="model", initializer=one_thread)
+        most = self._live.batching.max_batch_samples
+        model_thread.submit(lambda: runner.warm(max_samples=most, cost=cost, on_phase=say)).result()
         self.stats = ReplicaStats()
         self._runner = runner
         self._monitor = _MonitorSwitch()
@@ -89,8 +98,8 @@ class Replica:
             batching=self._live.batching,
             cost=cost,
             observers=Observers(watchers, log=log),
-            # OpenMP counts threads for each thread apart: without this a tail would run on every core.
-            thread_start=lambda: torch.set_num_threads(settings.threads),
+            thread_start=one_thread,
+            model_thread=model_thread,
             on_sticky_error=on_sticky_error,
             on_predictions=self._monitor.saw_predictions,
             log=log,

@@ -94,11 +94,15 @@ class ExecutionSettings(Settings):
     channels_last: bool | None = None
     """Memory layout of images; by default with bfloat16 and float16, where it is faster, and not with float32."""
     compile: Literal["auto", "none"] | tuple[str, ...] = "auto"
-    """Split points whose tails are compiled; the others run eagerly. auto: nothing at float32; else the calibrated
-    split point and the stage ends, at most four."""
+    """Split points whose tails are compiled; the others run eagerly. auto: nothing at float32 and nothing on a GPU
+    (which has `cuda_graphs`); else the calibrated split point and the stage ends, at most four."""
     buckets: tuple[int, ...] = Field(default=(1, 4, 16), min_length=1, max_length=8)
-    """Batch sizes to compile for. Another number of samples runs as several of them, or as a larger one with empty
-    rows, whichever was faster when the replica warmed up."""
+    """Batch sizes to compile for, or to capture as CUDA graphs. Another number of samples runs as several of them, or
+    as a larger one with empty rows, whichever was faster when the replica warmed up."""
+    cuda_graphs: Literal["auto", "required", "off"] = "auto"
+    """On a GPU: whether the tails behind the calibrated split point and the stage ends, at most four, are captured as
+    CUDA graphs. auto: those that can be; the card says why others run eagerly. required: a tail that cannot be ends
+    the start. On the processor there are none."""
     cache: Path | None = None
     """Folder of compiled tails; by default $SPLIT_INFERENCE_CACHE, else ~/.cache/split-inference/tails."""
 
@@ -136,6 +140,16 @@ class AppSettings(Settings):
         if self.device != "cpu" or execution.compile == "none":
             return False
         return execution.compile != "auto" or execution.precision != "float32"
+
+    @model_validator(mode="after")
+    def _device_can_execute(self) -> AppSettings:
+        if self.device == "cpu" and self.execution.cuda_graphs == "required":
+            raise ValueError("execution.cuda_graphs: there are none on the processor; write auto, or device: cuda")
+        if self.device == "cuda" and not isinstance(self.execution.compile, str):
+            raise ValueError(
+                "execution.compile: compiled tails run on the processor; leave it out for cuda, which has graphs"
+            )
+        return self
 
     @field_validator("model")
     @classmethod

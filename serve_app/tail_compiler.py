@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from serve_app.compiled_tail import CompiledTail
+from serve_app.feature_form import CODES
 from serve_app.tail_cache import TailCache, TailKey
 from serve_app.tail_module import ServedTail, WeightCaster
 from split_inference.errors import ConfigError, ModelExportError, SplitInferenceError, UsageError
@@ -77,7 +78,11 @@ def compile_tail(model: SplittableModel, key: TailKey, cache: TailCache) -> Comp
     caster = WeightCaster(precision=key.precision, channels_last=key.channels_last, device=torch.device("cpu"))
     tail = caster.apply(model.tail(key.split_point))
     served = ServedTail(
-        tail, point.features, precision=key.precision, channels_last=key.channels_last, from_codes=True
+        tail,
+        point.features,
+        precision=key.precision,
+        channels_last=key.channels_last,
+        forms=[CODES] * len(point.features),
     ).eval()
     with tempfile.TemporaryDirectory(prefix="tail-") as folder:
         try:

@@ -1,18 +1,17 @@
-"""Runs tails of one model in one precision, compiled where they were asked for and eagerly elsewhere.
+"""Runs tails of one model in one precision: compiled or as CUDA graphs where they were asked for, eagerly elsewhere.
 
-Knows torch, buffers and modes. Knows no codec, no wire, no batching and no Ray: it is given rows of codes and scales,
-or of floats. `stage` may be called from one thread while `run` runs in another one.
+Knows torch, buffers and modes. Knows no codec, no wire, no batching and no Ray: it is given rows of planes, codes and
+scales, or of floats. `stage` may be called from any thread; `warm`, `run` and `discard` from one, where the device is
+a GPU (cuda_device.py says why, and `OneThread` refuses another).
 
-Shape legend: N rows, C channels, K classes.
+Shape legend: N rows, K classes.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,53 +20,20 @@ from torch import Tensor
 
 from serve_app.batch_plan import BatchPlan, Chunk
 from serve_app.compiled_tail import CompiledTail
+from serve_app.cuda_device import CudaGraphs, GraphDevice, OneThread, use_whole_float32
+from serve_app.feature_form import CODES, FeatureForm, form_of
 from serve_app.machine import instruction_set, refuse_what_is_impossible
 from serve_app.settings import ExecutionSettings
+from serve_app.staging import Staged, Staging
 from serve_app.tail_cache import TailCache, TailKey
+from serve_app.tail_graphs import GraphKey, TailGraphs
 from serve_app.tail_module import ServedTail, WeightCaster
+from serve_app.tail_points import TailSource
 from split_inference.errors import ConfigError
-from split_inference.model_split import FeatureSpec, SplitPoint
 
-# Buffers of this many batches are kept between batches; the others are given back to the system.
-_KEPT_BUFFERS = 6
 _WARM_RUNS = 3
-MAX_COMPILED = 4
-
-
-class TailSource(Protocol):
-    """What is needed of a model: `split_inference.model_split.SplittableModel` is one."""
-
-    @property
-    def digest(self) -> str: ...
-
-    @property
-    def input(self) -> FeatureSpec: ...
-
-    @property
-    def split_points(self) -> tuple[SplitPoint, ...]: ...
-
-    def split_point(self, name: str) -> SplitPoint: ...
-
-    def tail(self, at: str) -> torch.nn.Module: ...
-
-
-@dataclass(kw_only=True, slots=True, eq=False)
-class Staged:
-    """One batch's buffers: fill `codes`, `steps` and `lows`, or `floats`, one array per tensor of the split point."""
-
-    split_point: str
-    from_codes: bool
-    rows: int
-    tensors: tuple[Tensor, ...]
-    codes: list[NDArray[np.uint8]] = field(default_factory=list)
-    steps_NC: list[NDArray[np.float32]] = field(default_factory=list)
-    lows_NC: list[NDArray[np.float32]] = field(default_factory=list)
-    floats: list[NDArray[np.float32]] = field(default_factory=list)
-
-    @property
-    def capacity(self) -> int:
-        """Rows that the buffers have."""
-        return len(self.tensors[0])
+# Of served tails, each for other forms of features. They are light, but forms come from outside: 17 for each tensor.
+_KEPT_TAILS = 128
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +42,9 @@ class Warmth:
 
     split_point: str
     mode: str
+    """compiled, graphs or eager."""
+    reason: str
+    """Why it runs eagerly where graphs were asked for; else empty."""
     load_s: float
     warm_s: float
     megabytes: float
@@ -96,9 +65,14 @@ class TailExecutor:
         threads: int = 1,
         compiled: Sequence[str] = (),
         cache: TailCache | None = None,
+        unpacks: bool | None = None,
+        graph_device: GraphDevice | None = None,
     ) -> None:
-        """`compiled` names the split points to load from the cache. Raises ConfigError for a mode that is impossible
-        here, or a tail that the cache lacks."""
+        """`compiled` names the split points to load from the cache. `unpacks` says whether tails take bit planes: by
+        default on a GPU, because a processor unpacks them faster in NumPy (decision record 0011). What captures
+        graphs may be given, to stand in for CUDA.
+
+        Raises ConfigError for a mode that is impossible here, or a tail that the cache lacks."""
         refuse_what_is_impossible(device=device, precision=settings.precision)
         self.precision = settings.precision
         self.device = torch.device(device)
@@ -111,13 +85,44 @@ class TailExecutor:
         self._cache = cache or TailCache(settings.cache)
         self._caster = WeightCaster(precision=self.precision, channels_last=self.channels_last, device=self.device)
         self._cut: dict[str, torch.nn.Module] = {}
-        self._eager: dict[tuple[str, bool], ServedTail] = {}
+        self._served: dict[tuple[str, tuple[FeatureForm, ...]], ServedTail] = {}
         self._libraries: dict[str, dict[int, CompiledTail]] = {}
         self._plans: dict[str, BatchPlan] = {}
-        self._free: list[Staged] = []
-        self._lock = threading.Lock()
+        on_gpu = self.device.type == "cuda"
+        self._unpacks = on_gpu if unpacks is None else unpacks
+        self._staging = Staging(pin=on_gpu)
+        self._thread = OneThread() if on_gpu or graph_device is not None else None
+        self._graph_mode = settings.cuda_graphs
+        self._graphs: TailGraphs | None = None
+        if on_gpu and graph_device is None:
+            graph_device = CudaGraphs()
+        if graph_device is not None and settings.cuda_graphs != "off":
+            self._graphs = TailGraphs(graph_device, device=self.device)
+        elif settings.cuda_graphs == "required":
+            raise ConfigError("execution.cuda_graphs: there are none on the processor; write auto, or device: cuda")
+        if on_gpu and self.precision == "float32":
+            use_whole_float32()
         for name in self.compiled:
             self._require_compiled(name)
+
+    @property
+    def eager_reasons(self) -> Mapping[str, str]:
+        """Split points that cannot be captured as graphs, and why."""
+        return self._graphs.refused if self._graphs is not None else {}
+
+    def graphed(self) -> tuple[str, ...]:
+        """Warm split points that run as graphs."""
+        if self._graphs is None:
+            return ()
+        return tuple(name for name in self._plans if name not in self._libraries)
+
+    def forms(self, split_point: str, codec: str, *, from_codes: bool) -> tuple[FeatureForm, ...]:
+        """In what form features arrive at this tail; `codec` has the quantizer of each tensor, between commas."""
+        planes = self._unpacks and split_point not in self.compiled
+        count = len(self._model.split_point(split_point).features)
+        names = codec.split(",")
+        names = names if len(names) == count else [codec] * count
+        return tuple(form_of(name, from_codes=from_codes, planes=planes) for name in names)
 
     def key(self, split_point: str, bucket: int) -> TailKey:
         """Under which the cache holds the compiled tail."""
@@ -130,27 +135,41 @@ class TailExecutor:
             threads=self.threads,
         )
 
-    def warm(self, split_point: str, *, rows: Sequence[int]) -> Warmth:
-        """Load and run the tail, compiled with all of its buckets, or eagerly with these numbers of rows."""
+    def warm(self, split_point: str, *, rows: Sequence[int], codec: str = "u4") -> Warmth:
+        """Load and run the tail: compiled or as graphs with all of its buckets, or eagerly with these numbers of rows.
+
+        Graphs are captured for features of this codec; others follow when they come. Raises ConfigError where graphs
+        are required and the tail cannot be captured.
+        """
+        self._check_thread()
         before = resident_bytes()
         started_s = time.perf_counter()
-        compiled = split_point in self.compiled
-        if compiled:
+        forms = self.forms(split_point, codec, from_codes=True)
+        if split_point in self.compiled:
             self._load(split_point)
-            rows = self._buckets
+            mode = "compiled"
         else:
-            self._eager_tail(split_point, from_codes=True)
+            self._served_tail(split_point, forms)
+            mode = "eager" if self._graphs is None else "graphs"
         load_s = time.perf_counter() - started_s
-        batch_s = {}
-        for count in rows:
-            staged = self.stage(split_point, count, from_codes=True)
-            batch_s[count] = min(self._timed(staged, compiled=compiled) for _ in range(_WARM_RUNS))
-            self.discard(staged)
-        if compiled:
+        batch_s: dict[int, float] = {}
+        if mode != "eager":
+            batch_s = self._measured(split_point, forms, self._buckets)
+        reason = self.eager_reasons.get(split_point, "")
+        if reason:
+            if self._graph_mode == "required":
+                raise ConfigError(
+                    f"execution.cuda_graphs: required, but the tail behind {split_point} cannot be captured: {reason}"
+                )
+            mode = "eager"
+        if mode == "eager":
+            batch_s = self._measured(split_point, forms, rows)
+        else:
             self._plans[split_point] = BatchPlan(batch_s)
         return Warmth(
             split_point=split_point,
-            mode="compiled" if compiled else "eager",
+            mode=mode,
+            reason=reason,
             load_s=load_s,
             warm_s=time.perf_counter() - started_s - load_s,
             megabytes=(resident_bytes() - before) / 1e6,
@@ -162,61 +181,85 @@ class TailExecutor:
         plan = self._plans.get(split_point)
         return plan.expected_s(rows) if plan else None
 
-    def stage(self, split_point: str, rows: int, *, from_codes: bool) -> Staged:
-        """Buffers for `rows` rows; give them back with `discard`."""
-        plan = self._plans.get(split_point) if from_codes else None
-        capacity = max(plan.capacity(rows), rows) if plan else rows
-        with self._lock:
-            for index, staged in enumerate(self._free):
-                fits = capacity <= staged.capacity <= 4 * capacity
-                if fits and (staged.split_point, staged.from_codes) == (split_point, from_codes):
-                    staged = self._free.pop(index)
-                    staged.rows = rows
-                    return staged
-        return self._new_buffers(split_point, rows, capacity, from_codes=from_codes)
+    def stage(self, split_point: str, rows: int, forms: Sequence[FeatureForm] | None = None) -> Staged:
+        """Buffers for `rows` rows, of codes unless `forms` says otherwise; give them back with `discard`."""
+        specs = self._model.split_point(split_point).features
+        forms = (CODES,) * len(specs) if forms is None else tuple(forms)
+        plan = self._plan(split_point, forms)
+        # What is captured has its rows in buffers of its own.
+        padded = plan is not None and split_point in self._libraries
+        capacity = max(plan.capacity(rows), rows) if plan is not None and padded else rows
+        return self._staging.take(split_point, specs, forms, rows=rows, capacity=capacity)
 
     def discard(self, staged: Staged) -> None:
         """The buffers may be used for another batch."""
-        with self._lock:
-            self._free.append(staged)
-            del self._free[:-_KEPT_BUFFERS]
+        self._check_thread()
+        self._staging.give_back(staged)
 
     def run(self, staged: Staged) -> NDArray[np.float32]:
         """Logits [N, K] of the staged rows."""
-        plan = self._plans.get(staged.split_point) if staged.from_codes else None
+        self._check_thread()
+        plan = self._plan(staged.split_point, staged.forms)
         with torch.inference_mode():
-            if plan is None:
-                logits_NK = self._run_eager(staged)
-            else:
-                logits_NK = self._run_compiled(staged, plan.chunks(staged.rows))
+            logits_NK = self._run_chunks(staged, plan.chunks(staged.rows)) if plan else self._run_eager(staged)
         return logits_NK.contiguous().numpy()
 
-    def _run_eager(self, staged: Staged) -> Tensor:
-        tail = self._eager_tail(staged.split_point, from_codes=staged.from_codes)
-        inputs = [tensor[: staged.rows].to(self.device, non_blocking=True) for tensor in staged.tensors]
-        logits_NK: Tensor = tail(*inputs).cpu()
-        return logits_NK
+    def _plan(self, split_point: str, forms: tuple[FeatureForm, ...]) -> BatchPlan | None:
+        # Libraries take codes only; graphs are captured for any form.
+        if split_point in self._libraries and any(form != CODES for form in forms):
+            return None
+        return self._plans.get(split_point)
 
-    def _run_compiled(self, staged: Staged, chunks: Sequence[Chunk]) -> Tensor:
-        libraries = self._libraries[staged.split_point]
+    def _check_thread(self) -> None:
+        if self._thread is not None:
+            self._thread.check()
+
+    def _run_eager(self, staged: Staged, start: int = 0, rows: int | None = None) -> Tensor:
+        end = staged.rows if rows is None else start + rows
+        tail = self._served_tail(staged.split_point, staged.forms)
+        inputs = [tensor[start:end].to(self.device, non_blocking=True) for tensor in staged.tensors]
+        logits_NK: Tensor = tail(*inputs)
+        return logits_NK.cpu()
+
+    def _run_chunks(self, staged: Staged, chunks: Sequence[Chunk]) -> Tensor:
+        """As libraries, or as graphs; a chunk for which there is no graph runs eagerly."""
+        libraries = self._libraries.get(staged.split_point)
         parts = []
         for chunk in chunks:
             inputs = [tensor[chunk.start : chunk.start + chunk.bucket] for tensor in staged.tensors]
-            parts.append(libraries[chunk.bucket](*inputs)[: chunk.rows])
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+            if libraries is not None:
+                parts.append(libraries[chunk.bucket](*inputs)[: chunk.rows])
+                continue
+            assert self._graphs is not None
+            key = GraphKey(split_point=staged.split_point, bucket=chunk.bucket, forms=staged.forms)
+            tail = self._served_tail(staged.split_point, staged.forms)
+            part = self._graphs.run(key, tail, inputs, rows=chunk.rows)
+            parts.append(self._run_eager(staged, chunk.start, chunk.rows) if part is None else part)
+        # One way back for all of them, and one wait.
+        if len({part.device for part in parts}) > 1:
+            parts = [part.cpu() for part in parts]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).cpu()
 
-    def _timed(self, staged: Staged, *, compiled: bool) -> float:
+    def _measured(self, split_point: str, forms: tuple[FeatureForm, ...], rows: Sequence[int]) -> dict[int, float]:
+        batch_s = {}
+        for count in rows:
+            staged = self.stage(split_point, count, forms)
+            batch_s[count] = min(self._timed(staged) for _ in range(_WARM_RUNS))
+            self.discard(staged)
+        return batch_s
+
+    def _timed(self, staged: Staged) -> float:
         started_s = time.perf_counter()
         with torch.inference_mode():
-            if compiled:
+            if staged.split_point in self._libraries or self._graphs is not None:
                 # Not by a plan: these times are what plans are made of.
-                self._run_compiled(staged, [Chunk(start=0, rows=staged.rows, bucket=staged.rows)])
+                self._run_chunks(staged, [Chunk(start=0, rows=staged.rows, bucket=staged.rows)])
             else:
                 self._run_eager(staged)
         return time.perf_counter() - started_s
 
-    def _eager_tail(self, split_point: str, *, from_codes: bool) -> ServedTail:
-        tail = self._eager.get((split_point, from_codes))
+    def _served_tail(self, split_point: str, forms: tuple[FeatureForm, ...]) -> ServedTail:
+        tail = self._served.get((split_point, forms))
         if tail is None:
             cut = self._cut.get(split_point)
             if cut is None:
@@ -225,12 +268,14 @@ class TailExecutor:
                 if (self.precision, self.channels_last, self.device.type) != ("float32", False, "cpu"):
                     cut = self._caster.apply(cut)
                 self._cut[split_point] = cut
-            tail = self._eager[split_point, from_codes] = ServedTail(
+            if len(self._served) >= _KEPT_TAILS:
+                self._served.clear()
+            tail = self._served[split_point, forms] = ServedTail(
                 cut,
                 self._model.split_point(split_point).features,
                 precision=self.precision,
                 channels_last=self.channels_last,
-                from_codes=from_codes,
+                forms=forms,
             )
         return tail
 
@@ -254,28 +299,6 @@ class TailExecutor:
             libraries[bucket] = CompiledTail(file)
         self._libraries[split_point] = libraries
 
-    def _new_buffers(self, split_point: str, rows: int, capacity: int, *, from_codes: bool) -> Staged:
-        pinned = self.device.type == "cuda"
-        tensors: list[Tensor] = []
-        staged = Staged(split_point=split_point, from_codes=from_codes, rows=rows, tensors=())
-        for spec in self._model.split_point(split_point).features:
-            if not from_codes:
-                floats = torch.zeros((capacity, *spec.shape), pin_memory=pinned)
-                tensors.append(floats)
-                staged.floats.append(floats.numpy())
-                continue
-            channels = channels_of(spec)
-            # Zeros, because empty rows run too, and must be numbers.
-            codes = torch.zeros((capacity, *spec.shape), dtype=torch.uint8, pin_memory=pinned)
-            steps_NC = torch.zeros((capacity, channels), pin_memory=pinned)
-            lows_NC = torch.zeros((capacity, channels), pin_memory=pinned)
-            tensors += [codes, steps_NC, lows_NC]
-            staged.codes.append(codes.numpy())
-            staged.steps_NC.append(steps_NC.numpy())
-            staged.lows_NC.append(lows_NC.numpy())
-        staged.tensors = tuple(tensors)
-        return staged
-
 
 def tail_key(
     digest: str, split_point: str, bucket: int, *, precision: str, channels_last: bool, threads: int
@@ -291,40 +314,6 @@ def tail_key(
         torch=torch.__version__,
         instruction_set=instruction_set(),
     )
-
-
-def channels_of(spec: FeatureSpec) -> int:
-    """Length of the channel axis; 1 where a sample is one number."""
-    return spec.shape[spec.channel_axis - 1] if spec.shape else 1
-
-
-def points_to_compile(
-    model: TailSource, settings: ExecutionSettings, *, served: Sequence[SplitPoint], calibrated: str | None
-) -> tuple[str, ...]:
-    """The names that `execution.compile` stands for; "auto" is documented there. Raises UnknownSplitPointError."""
-    if settings.compile == "none":
-        return ()
-    if settings.compile != "auto":
-        return tuple(dict.fromkeys(model.split_point(name).name for name in settings.compile))
-    if settings.precision == "float32":
-        return ()
-    chosen = stage_ends(served)
-    names = {point.name for point in served}
-    if calibrated is not None and model.split_point(calibrated).name in names:
-        chosen = [model.split_point(calibrated).name, *chosen]
-    return tuple(dict.fromkeys(chosen))[:MAX_COMPILED]
-
-
-def stage_ends(points: Sequence[SplitPoint]) -> list[str]:
-    """The last split point of each feature shape, those with most of the work on the device first.
-
-    Only where at least a hundredth of the work is left for the tail: there is nothing to win by compiling less.
-    """
-    last: dict[Any, SplitPoint] = {}
-    for point in points:
-        last[tuple(spec.shape for spec in point.features)] = point
-    ends = [point for point in last.values() if point.head_macs > 0 and point.head_macs_share <= 0.99]
-    return [point.name for point in reversed(ends)]
 
 
 def resident_bytes() -> int:

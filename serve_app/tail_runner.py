@@ -8,10 +8,11 @@ Shape legend: N samples, C channels, K classes.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,12 +20,16 @@ from numpy.typing import NDArray
 
 from serve_app.batching import BatchKey, CostModel
 from serve_app.card import card_of
+from serve_app.cuda_device import GraphDevice
 from serve_app.micro_batcher import Prepared, StickyDeviceError
 from serve_app.model_runner import Payload
 from serve_app.settings import AppSettings, ExecutionSettings, Limits
+from serve_app.staging import Staged, TensorBuffers
 from serve_app.tail_cache import TailCache, TailKey
-from serve_app.tail_executor import Staged, TailExecutor, TailSource, Warmth, points_to_compile
-from split_inference.calibration import EMBEDDED_CALIBRATION, load_calibration
+from serve_app.tail_executor import TailExecutor, Warmth
+from serve_app.tail_points import TailSource, points_to_compile, points_to_warm
+from split_inference import packing
+from split_inference.calibration import EMBEDDED_CALIBRATION, Calibration, load_calibration
 from split_inference.errors import (
     ConfigError,
     FeatureMismatchError,
@@ -37,6 +42,7 @@ from split_inference.errors import (
 from split_inference.feature_codec import (
     EncodedTensor,
     decode_codes,
+    decode_planes,
     decode_tensor,
     holds_codes,
     quantizer_name,
@@ -75,8 +81,13 @@ class TailRunner:
         execution: ExecutionSettings | None = None,
         device: str = "cpu",
         calibrated: str | None = None,
+        calibrated_codec: str = "u4",
+        unpacks: bool | None = None,
+        graph_device: GraphDevice | None = None,
     ) -> None:
         """`split_points` limits what is served; a name that the model lacks raises UnknownSplitPointError.
+
+        `calibrated_codec` is the quantizer that most clients will use. `unpacks` and `graph_device` are TailExecutor's.
 
         Raises ConfigError for an execution that is impossible here, ModelLoadError for a model that is no classifier.
         """
@@ -91,22 +102,35 @@ class TailRunner:
         self._served = {point.name: point for point in served}
         execution = execution or ExecutionSettings()
         cache = TailCache(execution.cache)
-        compiled = points_to_compile(model, execution, served=served, calibrated=calibrated)
+        compiled = points_to_compile(model, execution, served=served, calibrated=calibrated, device=device)
         unserved = [each for each in compiled if each not in self._served]
         if unserved:
             raise ConfigError(f"execution.compile: {unserved[0]} is not among the served split points")
         self._executor = TailExecutor(
-            model, settings=execution, device=device, threads=threads, compiled=compiled, cache=cache
+            model,
+            settings=execution,
+            device=device,
+            threads=threads,
+            compiled=compiled,
+            cache=cache,
+            unpacks=unpacks,
+            graph_device=graph_device,
         )
         self.watch: Callable[[str, NDArray[Any]], None] | None = None
         """Told of a sample's features in every batch, as codes or floats, while somebody looks."""
-        self._to_warm = list(compiled) or [calibrated if calibrated in self._served else next(iter(self._served))]
-        self.card: Mapping[str, Any] = {
-            **card_of(
-                card, name=name, digest=self.digest, split_points=tuple(self._served.values()), limits=self._limits
-            ),
-            "execution": self._execution_card(execution, cache),
-        }
+        # Whatever captures graphs is a GPU here, or stands in for one.
+        to_warm_for = "cuda" if graph_device is not None else device
+        self._to_warm = points_to_warm(model, execution, served=served, calibrated=calibrated, device=to_warm_for)
+        self._calibrated_codec = calibrated_codec
+        self._execution, self._cache = execution, cache
+        self._facts = card_of(
+            card, name=name, digest=self.digest, split_points=tuple(self._served.values()), limits=self._limits
+        )
+
+    @property
+    def card(self) -> Mapping[str, Any]:
+        """What GET answers: what the model is, and how it runs since it was warmed up."""
+        return {**self._facts, "execution": self._execution_card(self._execution, self._cache)}
 
     @classmethod
     def load(
@@ -127,7 +151,7 @@ class TailRunner:
         loaded = load_cached_model(settings.model, TailCache(settings.execution.cache).models())
         on_phase(f"{loaded.name}: loaded and split in {time.perf_counter() - started_s:.1f} s")
         on_loaded(loaded)
-        calibrated = calibrated_split_point(settings, digest=loaded.model.digest)
+        calibration = calibration_for(settings, digest=loaded.model.digest)
         return cls(
             loaded.model,
             name=settings.name or loaded.name,
@@ -137,7 +161,8 @@ class TailRunner:
             threads=settings.threads,
             execution=settings.execution,
             device=settings.device,
-            calibrated=calibrated,
+            calibrated=calibration.split_point if calibration else None,
+            calibrated_codec=calibration.codec.partition("+")[0] if calibration else "u4",
         )
 
     def warm(self, *, max_samples: int, cost: CostModel, on_phase: Callable[[str], None] = lambda line: None) -> None:
@@ -148,7 +173,7 @@ class TailRunner:
         for name in self._to_warm:
             sizes = sorted({1, max_samples})
             try:
-                warmth = self._executor.warm(name, rows=sizes)
+                warmth = self._executor.warm(name, rows=sizes, codec=self._calibrated_codec)
             except RuntimeError as error:
                 reason = str(error).strip().splitlines()[0]
                 raise ModelLoadError(
@@ -157,7 +182,8 @@ class TailRunner:
             self._check_that_it_classifies(name)
             self._teach(cost, warmth, max_samples=max_samples)
             on_phase(
-                f"tail behind {name}: {warmth.mode} {self._executor.precision}, ready in {warmth.load_s:.2f} s, "
+                f"tail behind {name}: {warmth.mode} {self._executor.precision}"
+                f"{f' (no CUDA graph: {warmth.reason})' if warmth.reason else ''}, ready in {warmth.load_s:.2f} s, "
                 f"warm in {warmth.warm_s:.2f} s, {warmth.megabytes:.0f} MB; "
                 + ", ".join(f"{rows} rows {1000 * seconds:.1f} ms" for rows, seconds in warmth.batch_s.items())
             )
@@ -252,7 +278,8 @@ class TailRunner:
     def prepare(self, key: BatchKey, payloads: Sequence[Payload]) -> Prepared[StagedItems]:
         """Decode the payloads into one batch's buffers; those that cannot be decoded are left out."""
         counts = [payload.sample_count if isinstance(payload, FeatureFrame) else len(payload) for payload in payloads]
-        buffers = self._executor.stage(key.split_point, sum(counts), from_codes=key.from_codes)
+        forms = self._executor.forms(key.split_point, key.codec, from_codes=key.from_codes)
+        buffers = self._executor.stage(key.split_point, sum(counts), forms)
         rows: list[int] = []
         bad: dict[int, WireError] = {}
         start = 0
@@ -266,7 +293,7 @@ class TailRunner:
             start += count
         buffers.rows = start
         if self.watch is not None and start:
-            self.watch(key.split_point, (buffers.codes if key.from_codes else buffers.floats)[0][0])
+            self.watch(key.split_point, _first_features(buffers.parts[0], key.shapes[0]))
         return Prepared(staged=StagedItems(buffers=buffers, rows=rows), bad=bad)
 
     def run(self, key: BatchKey, staged: StagedItems) -> list[NDArray[np.float32] | WireError]:
@@ -319,7 +346,7 @@ class TailRunner:
         return point
 
     def _check_that_it_classifies(self, at: str) -> None:
-        staged = self._executor.stage(at, 1, from_codes=True)
+        staged = self._executor.stage(at, 1)
         shape = self._executor.run(staged).shape
         self._executor.discard(staged)
         if len(shape) != 2:
@@ -357,7 +384,9 @@ class TailRunner:
             "channels_last": executor.channels_last,
             "threads": executor.threads,
             "compiled": list(executor.compiled),
-            "buckets": list(execution.buckets) if executor.compiled else [],
+            "cuda_graphs": list(executor.graphed()),
+            "no_cuda_graphs": dict(executor.eager_reasons),
+            "buckets": list(execution.buckets) if executor.compiled or executor.graphed() else [],
             "reference": reference,
             "top1_agreement": agreement,
         }
@@ -366,8 +395,8 @@ class TailRunner:
 _QUANTIZERS = tuple(f"u{bits}{suffix}" for bits in range(1, 9) for suffix in ("", "c"))
 
 
-def calibrated_split_point(settings: AppSettings, *, digest: str) -> str | None:
-    """The split point that calibration found for these weights; None without a calibration. Raises ConfigError."""
+def calibration_for(settings: AppSettings, *, digest: str) -> Calibration | None:
+    """What calibration found for these weights; None without a calibration. Raises ConfigError."""
     if settings.calibration is not None:
         calibration = load_calibration(settings.calibration)
         if calibration.model_digest != digest:
@@ -375,9 +404,15 @@ def calibrated_split_point(settings: AppSettings, *, digest: str) -> str | None:
                 f"calibration: {settings.calibration} is for digest {calibration.model_digest[:16]}; the model has "
                 f"{digest[:16]}"
             )
-        return calibration.split_point
+        return calibration
     embedded = load_calibration(EMBEDDED_CALIBRATION)
-    return embedded.split_point if embedded.model_digest == digest else None
+    return embedded if embedded.model_digest == digest else None
+
+
+def calibrated_split_point(settings: AppSettings, *, digest: str) -> str | None:
+    """The split point that calibration found for these weights; None without a calibration. Raises ConfigError."""
+    calibration = calibration_for(settings, digest=digest)
+    return calibration.split_point if calibration else None
 
 
 def _stays_coded(tensor: EncodedTensor, spec: FeatureSpec) -> bool:
@@ -388,17 +423,29 @@ def _stays_coded(tensor: EncodedTensor, spec: FeatureSpec) -> bool:
 
 def _fill(buffers: Staged, rows: slice, payload: Payload) -> None:
     if not isinstance(payload, FeatureFrame):
-        buffers.floats[0][rows] = payload
+        buffers.parts[0].values[rows] = payload
         return
-    for index, tensor in enumerate(payload.tensors):
-        if not buffers.from_codes:
+    for part, tensor in zip(buffers.parts, payload.tensors, strict=True):
+        values = part.values[rows]
+        if part.steps_NC is None or part.lows_NC is None:
             # Refuses NaN and infinity itself.
-            decode_tensor(tensor, out=buffers.floats[index][rows])
+            decode_tensor(tensor, out=cast("NDArray[np.float32]", values))
             continue
-        scale = decode_codes(tensor, out=buffers.codes[index][rows])
+        decode = decode_planes if part.form.kind == "planes" else decode_codes
+        scale = decode(tensor, out=cast("NDArray[np.uint8]", values))
         # [1 or N, 1, 1 or C, 1] to [N, C]: a range of the whole tensor is every channel's.
-        buffers.steps_NC[index][rows] = scale.step[:, 0, :, 0]
-        buffers.lows_NC[index][rows] = scale.low[:, 0, :, 0]
+        part.steps_NC[rows] = scale.step[:, 0, :, 0]
+        part.lows_NC[rows] = scale.low[:, 0, :, 0]
+
+
+def _first_features(part: TensorBuffers, shape: Sequence[int]) -> NDArray[Any]:
+    """Codes or floats of the first row."""
+    if part.form.kind != "planes":
+        first: NDArray[Any] = part.values[0]
+        return first
+    codes = np.empty(math.prod(shape), np.uint8)
+    packing.unpack_planes(cast("NDArray[np.uint8]", part.values[0]), out=codes)
+    return codes.reshape(shape)
 
 
 def _between(batch_s: Mapping[int, float], rows: int) -> float:

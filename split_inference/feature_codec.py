@@ -327,6 +327,40 @@ def decode_codes(encoded: EncodedTensor, *, out: NDArray[np.uint8]) -> quantizat
     return scale
 
 
+def holds_planes(encoded: EncodedTensor) -> bool:
+    """Whether the tensor travels as bit planes and a scale, so that `decode_planes` can read it."""
+    return encoded.quantizer_id in (UNIFORM_PER_TENSOR, UNIFORM_PER_CHANNEL)
+
+
+def planes_shape(shape: Sequence[int], *, bits: int) -> tuple[int, int, int]:
+    """Of what `decode_planes` writes for a tensor of this shape: samples, bits, bytes of one sample's plane."""
+    return int(shape[0]), bits, packing.plane_bytes(math.prod(int(length) for length in shape[1:]))
+
+
+def decode_planes(encoded: EncodedTensor, *, out: NDArray[np.uint8]) -> quantization.Scale:
+    """Write the bit planes of each sample into `out` [N, bits, bytes] and give the scale that says what codes mean.
+
+    For whoever unpacks and dequantises elsewhere, as on a GPU: `bits` eighths of the bytes of the codes. Planes lie as
+    `packing.pack_planes` makes them of one sample: the most significant first, the first code in a byte's highest bit,
+    zeros behind the last one. ValueError unless `out` fits and the tensor holds planes; else raises as decode_tensor
+    does, and before anything is inflated where the payload cannot be as long as the shape says.
+    """
+    expected = planes_shape(encoded.shape, bits=encoded.bits)
+    if out.shape != expected or out.dtype != np.uint8 or not out.flags.c_contiguous:
+        raise ValueError(f"out must be C-contiguous uint8 {expected}, got {out.dtype} {out.shape}")
+    if not holds_planes(encoded):
+        raise ValueError(f"a {quantizer_name(encoded)} tensor holds no bit planes")
+    row_codes = math.prod(encoded.shape[1:])
+    if encoded.shape[0] > 1 or row_codes % 8:
+        scale, planes = _scale_and_planes(encoded)
+        packing.planes_of_rows(planes, row_codes=row_codes, out=out)
+        return scale
+    # One sample, as nearly every frame has, is what was packed: it is inflated where it is wanted.
+    scale, segments = _scale_and_segments(encoded)
+    compression.inflate_into(out.reshape(-1), segments, encoded.compressor_id)
+    return scale
+
+
 def raw_bytes(shape: Sequence[int]) -> int:
     """Bytes of a float32 tensor of that shape, as a Python integer that cannot overflow."""
     return 4 * math.prod(int(length) for length in shape)
@@ -363,16 +397,19 @@ def _decode_planes(encoded: EncodedTensor, out: NDArray[np.float32] | None) -> N
 
 
 def _scale_and_planes(encoded: EncodedTensor) -> tuple[quantization.Scale, NDArray[np.uint8]]:
+    scale, segments = _scale_and_segments(encoded)
+    planes = np.empty((encoded.bits, packing.plane_bytes(math.prod(encoded.shape))), np.uint8)
+    compression.inflate_into(planes.reshape(-1), segments, encoded.compressor_id)
+    return scale, planes
+
+
+def _scale_and_segments(encoded: EncodedTensor) -> tuple[quantization.Scale, list[memoryview]]:
     per_channel = encoded.quantizer_id == UNIFORM_PER_CHANNEL
     if per_channel != (encoded.channel_axis > 0):
         raise MalformedFrameError(f"quantizer id {encoded.quantizer_id} with channel axis {encoded.channel_axis}")
     scale = _scale(encoded, _grid(encoded))
-    count = math.prod(encoded.shape)
-    raw_size = packing.packed_bytes(count, bits=encoded.bits)
-    segments = compression.checked_segments(encoded.payload, encoded.compressor_id, raw_size)
-    planes = np.empty((encoded.bits, packing.plane_bytes(count)), np.uint8)
-    compression.inflate_into(planes.reshape(-1), segments, encoded.compressor_id)
-    return scale, planes
+    raw_size = packing.packed_bytes(math.prod(encoded.shape), bits=encoded.bits)
+    return scale, compression.checked_segments(encoded.payload, encoded.compressor_id, raw_size)
 
 
 def _grid(encoded: EncodedTensor) -> tuple[int, int, int, int]:

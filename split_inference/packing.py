@@ -60,3 +60,28 @@ def unpack_planes(planes: NDArray[np.uint8], *, out: NDArray[Any]) -> None:
             np.add(codes, codes, out=codes)
             np.bitwise_or(codes, plane, out=codes)
         out[start : start + count] = codes[:count]
+
+
+def planes_of_rows(planes: NDArray[np.uint8], *, row_codes: int, out: NDArray[np.uint8]) -> None:
+    """Divide `planes` [bits, bytes] of N rows behind one another into planes of each row, `out` [N, bits, bytes].
+
+    Each row of `row_codes` codes begins with a byte of its own and ends in zero bits, as if it had been packed alone:
+    whoever unpacks it elsewhere needs no neighbour.
+
+    >>> out = np.empty((2, 1, 1), np.uint8)
+    >>> planes_of_rows(pack_planes(np.uint8([1, 1, 1, 0, 1, 0]), bits=1), row_codes=3, out=out)
+    >>> [f"{row:08b}" for row in out.ravel().tolist()]
+    ['11100000', '01000000']
+    """
+    rows, bits, width = out.shape
+    if row_codes % 8 == 0:
+        out[:] = planes.reshape(bits, rows, width).swapaxes(0, 1)
+        return
+    for row in range(rows):
+        start, shift = divmod(row * row_codes, 8)
+        np.left_shift(planes[:, start : start + width], shift, out=out[row])
+        if shift:
+            # The last row may end before the byte that others borrow from.
+            following = planes[:, start + 1 : start + 1 + width] >> (8 - shift)
+            out[row, :, : following.shape[1]] |= following
+    out[:, :, -1] &= 0xFF << (-row_codes % 8) & 0xFF

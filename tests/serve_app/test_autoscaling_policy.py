@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.autoscaling_policy import BUSY_SHARE, QUEUE_DELAY, queue_delay_policy
+from serve_app.autoscaling_policy import BUSY_SHARE, HEARD, QUEUE_DELAY, queue_delay_policy
 from serve_app.replica_stats import ReplicaStats
 from tests.serve_app.facts import batch
 from tests.serve_app.helpers import python_without
@@ -84,16 +84,93 @@ def test_nothing_to_do_is_zero_and_anything_is_at_least_one():
         None,
         {},
         {BUSY_SHARE: {"replica-0": 0.9}, QUEUE_DELAY: {"replica-0": 0.1}},
-        {BUSY_SHARE: {"replica-0": math.nan, "replica-1": 0.9}, QUEUE_DELAY: {"replica-0": 0, "replica-1": 0}},
-        {BUSY_SHARE: {"replica-0": 0.9, "replica-1": 0.9}},
-        {BUSY_SHARE: {"replica-0": "x", "replica-1": 0.9}, QUEUE_DELAY: {"replica-0": 0, "replica-1": 0}},
+        {
+            BUSY_SHARE: {"replica-0": math.nan, "replica-1": 0.9, "replica-2": -1},
+            QUEUE_DELAY: {"replica-0": 0, "replica-1": 0, "replica-2": 0},
+        },
+        {BUSY_SHARE: {"replica-0": 0.9, "replica-1": 0.9, "replica-2": 0.9}},
+        {
+            BUSY_SHARE: {"replica-0": "x", "replica-1": None, "replica-2": 0.1},
+            QUEUE_DELAY: {"replica-0": 0, "replica-1": 0, "replica-2": 0},
+        },
     ],
 )
-def test_without_sane_figures_of_every_replica_serves_own_rule_decides(figures):
-    ctx = context([0.5, 0.5], ongoing=100)
+def test_without_sane_figures_of_half_of_the_replicas_serves_own_rule_decides(figures):
+    ctx = context([0.5, 0.5, 0.5], ongoing=100)
     ctx.aggregated_metrics = figures
     assert queue_delay_policy(ctx)[0] == math.ceil(100 / 24)
     assert wanted([], ongoing=30) == 2
+
+
+def test_a_replica_that_has_not_reported_yet_is_taken_to_be_like_the_others():
+    ctx = context([1.0] * 4)
+    del ctx.aggregated_metrics[BUSY_SHARE]["replica-3"]
+    assert queue_delay_policy(ctx)[0] == wanted([1.0] * 4) == 6
+
+
+class Cluster:
+    """Asks the policy every few seconds, as Serve does: figures of a silent replica stay as they were."""
+
+    def __init__(self, replicas, *, clock_ahead_s=0.0):
+        self.state, self.now_s, self.ahead_s = {}, 1000.0, clock_ahead_s
+        self.reports = {f"replica-{index}": (0.0, 0.0) for index in range(replicas)}
+
+    def after(self, seconds, *, busy):
+        """Seconds later, when each replica in `busy` has reported its share."""
+        self.now_s += seconds
+        for replica, share in busy.items():
+            self.reports[replica] = (self.now_s + self.ahead_s, share)
+        ctx = SimpleNamespace(
+            total_num_requests=5.0,
+            running_replicas=list(self.reports),
+            aggregated_metrics={
+                BUSY_SHARE: {name: share for name, (_, share) in self.reports.items()},
+                QUEUE_DELAY: dict.fromkeys(self.reports, 0.0),
+            },
+            raw_metrics={
+                BUSY_SHARE: {
+                    name: [SimpleNamespace(timestamp=at_s, value=share)] for name, (at_s, share) in self.reports.items()
+                }
+            },
+            current_time=self.now_s,
+            policy_state=self.state,
+            config=SimpleNamespace(target_ongoing_requests=24, look_back_period_s=10, metrics_interval_s=2),
+        )
+        replicas, self.state = queue_delay_policy(ctx)
+        return replicas
+
+
+@pytest.mark.parametrize("clock_ahead_s", [0.0, -3600.0, 3600.0])
+def test_what_a_silent_replica_said_last_does_not_count(clock_ahead_s):
+    cluster = Cluster(3, clock_ahead_s=clock_ahead_s)
+    assert cluster.after(0, busy=dict.fromkeys(cluster.reports, 0.7)) == 3
+    # One says that it is idle, and then nothing more; the others carry its work.
+    assert cluster.after(2, busy={"replica-0": 0.9, "replica-1": 0.9, "replica-2": 0.0}) == 3
+    busy = {"replica-0": 1.0, "replica-1": 1.0}
+    # Within the window its figure is one of three ...
+    assert cluster.after(2, busy=busy) == 3
+    for _ in range(4):
+        cluster.after(2, busy=busy)
+    # ... and beyond it none: three replicas at 1.0 need five.
+    assert cluster.after(2, busy=busy) == 5
+    # When it speaks again, it counts again.
+    assert cluster.after(2, busy={**busy, "replica-2": 0.1}) == 3
+
+
+def test_where_most_are_silent_serves_own_rule_decides():
+    cluster = Cluster(3)
+    cluster.after(0, busy=dict.fromkeys(cluster.reports, 0.9))
+    found = [cluster.after(4, busy={"replica-0": 0.9}) for _ in range(4)]
+    assert found[0] == 4
+    assert found[-1] == math.ceil(5 / 24)
+
+
+def test_only_running_replicas_are_remembered():
+    cluster = Cluster(3)
+    cluster.after(0, busy={})
+    del cluster.reports["replica-1"]
+    cluster.after(2, busy={})
+    assert set(cluster.state[HEARD]) == {"replica-0", "replica-2"}
 
 
 def simulated(load_at, seconds=240, replicas=1, most=16):

@@ -16,7 +16,7 @@ from serve_app.compiled_tail import CompiledTail
 from serve_app.machine import instruction_set, refuse_what_is_impossible
 from serve_app.settings import AppSettings, ExecutionSettings
 from serve_app.tail_cache import TailCache, TailKey
-from serve_app.tail_executor import points_to_compile, stage_ends
+from serve_app.tail_points import points_to_compile, stage_ends
 from serve_app.tail_runner import TailRunner
 from split_inference.errors import ConfigError, ModelLoadError
 from split_inference.feature_codec import CodecProfile, FeatureCodec, decode_tensor

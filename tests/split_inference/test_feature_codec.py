@@ -14,14 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from split_inference import compression, feature_codec
+from split_inference import compression, feature_codec, packing
 from split_inference.errors import FeatureMismatchError, MalformedFrameError, SplitInferenceError, UnknownCodecError
 from split_inference.feature_codec import (
     ClipRange,
     CodecProfile,
     EncodedTensor,
     FeatureCodec,
+    decode_codes,
+    decode_planes,
     decode_tensor,
+    planes_shape,
     raw_bytes,
 )
 
@@ -525,3 +528,49 @@ def test_every_profile_survives_every_shape(rng):
 
 def test_the_examples_in_the_documentation_run():
     assert doctest.testmod(feature_codec, extraglobs={"np": np}).failed == 0
+
+
+@pytest.mark.parametrize("name", [f"{uniform}+{how}" for uniform in UNIFORM for how in ("none", "lz4", "zstd")])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_planes_of_each_sample_unpack_to_its_codes_and_have_the_same_scale(name, shape):
+    encoded = codec(name).encode(relu_features(np.random.default_rng(1), shape))
+    codes = np.empty(shape, np.uint8)
+    scale = decode_codes(encoded, out=codes)
+    planes = np.full(planes_shape(shape, bits=encoded.bits), 0xAA, np.uint8)
+    same = decode_planes(encoded, out=planes)
+    assert (same.step.tobytes(), same.low.tobytes()) == (scale.step.tobytes(), scale.low.tobytes())
+    for sample, expected in zip(planes, codes, strict=True):
+        unpacked = np.empty(expected.size, np.uint8)
+        packing.unpack_planes(sample, out=unpacked)
+        np.testing.assert_array_equal(unpacked, expected.reshape(-1))
+
+
+@pytest.mark.parametrize("name", ["float32", "float16", "jpeg75"])
+def test_what_has_no_planes_is_refused(name):
+    encoded = codec(name).encode(f32([0, 1, 2, 3]).reshape(1, 1, 2, 2))
+    with pytest.raises(ValueError, match="holds no bit planes"):
+        decode_planes(encoded, out=np.empty(planes_shape(encoded.shape, bits=encoded.bits), np.uint8))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 512), (1, 2, 63), (2, 4, 64)])
+@pytest.mark.parametrize("how", ["none", "lz4", "zstd"])
+def test_a_payload_of_another_length_is_refused_before_planes_are_written(shape, how):
+    encoded = codec(f"u4+{how}").encode(relu_features(np.random.default_rng(0), shape))
+    larger = replaced(encoded, shape=(shape[0], 4 * shape[1], 1 << 12))
+    out = np.zeros(planes_shape(larger.shape, bits=4), np.uint8)
+    tracemalloc.start()
+    try:
+        with pytest.raises(MalformedFrameError):
+            decode_planes(larger, out=out)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert not out.any()
+    with pytest.raises(ValueError, match="out must be"):
+        decode_planes(encoded, out=out)
+
+
+def test_bits_that_no_quantizer_has_are_refused_as_planes_too():
+    encoded = replaced(codec("u4+none").encode(f32([[0, 1, 2, 3]])), bits=9)
+    with pytest.raises(MalformedFrameError, match="bits"):
+        decode_planes(encoded, out=np.empty((1, 9, 1), np.uint8))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from split_inference import packing
-from split_inference.packing import pack_planes, packed_bytes, plane_bytes, unpack_planes
+from split_inference.packing import pack_planes, packed_bytes, plane_bytes, planes_of_rows, unpack_planes
 
 
 def u8(values):
@@ -80,3 +80,14 @@ def test_unpacking_needs_no_memory_that_grows_with_the_tensor(rng):
 
 def test_the_examples_in_the_documentation_run():
     assert doctest.testmod(packing, extraglobs={"np": np}).failed == 0
+
+
+@given(st.integers(1, 8), st.integers(1, 6), st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_planes_of_rows_are_those_of_each_row_packed_alone(bits, rows, row_codes, seed):
+    codes = np.random.default_rng(seed).integers(0, 2**bits, (rows, row_codes)).astype(np.uint8)
+    out = np.full((rows, bits, plane_bytes(row_codes)), 0xAA, np.uint8)
+    planes = pack_planes(codes.reshape(-1), bits=bits)
+    # Whatever a sender left behind the last code is nobody's.
+    planes[:, -1] |= 0xFF >> (8 - -codes.size % 8)
+    planes_of_rows(planes, row_codes=row_codes, out=out)
+    np.testing.assert_array_equal(out, np.stack([pack_planes(row, bits=bits) for row in codes]))
