@@ -14,7 +14,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev demo serve check-config test test-fast check format verify \
-	bench-codec bench-serving bench-overload bench-fleet bench-clocks bench-policies chaos soak compile grpc dashboards fuzz-wire accuracy accuracy-embedded accuracy-mobilenet train clean
+	bench-codec bench-serving bench-overload bench-fleet bench-clocks bench-policies chaos soak compile grpc dashboards k8s-serve-config fuzz-wire accuracy accuracy-embedded accuracy-mobilenet train clean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -99,6 +99,9 @@ compile: $(VENV)/.installed  ## Compile the tails that config.yaml asks for, so 
 
 dashboards: $(VENV)/.installed  ## Generate the Grafana dashboard from the metrics
 	$(BIN)/python -m scripts.make_dashboard
+
+k8s-serve-config: $(VENV)/.installed  ## Make k8s/'s Serve configs and flags from config.yaml and serve_app/serve.py
+	$(BIN)/python -m scripts.make_serve_config
 
 grpc: $(VENV)/.installed-dev  ## Generate the gRPC code from its proto
 	$(BIN)/python scripts/generate_grpc.py
