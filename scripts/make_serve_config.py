@@ -27,7 +27,7 @@ AUTH = {"mode": "token", "tokens_file": TOKENS_FILE}
 
 # Of FLAGS, what a pod must not have: KubeRay sets the address of the cluster that a pod belongs to.
 NOT_IN_PODS = frozenset({"RAY_ADDRESS"})
-# What `make serve` reads off the machine. A thread of HAProxy forwards 10,000 requests a second, and pods have few cores.
+# What `make serve` reads off the machine. Pods have few cores, and replicas need most of them.
 HAPROXY_IN_PODS: Mapping[str, str] = {
     "RAY_SERVE_HAPROXY_NBTHREAD": "2",
     "RAY_SERVE_HAPROXY_MAXCONN": str(MAX_CONNECTIONS),
@@ -49,7 +49,7 @@ def in_cluster(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_gpus(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` and, for every model in it, an application on fractions of GPUs that has no replica while nobody asks."""
+    """`config` and, for every model in it, an application on fractions of GPUs; at rest it has no replica."""
     made = copy.deepcopy(dict(config))
     added = []
     for application in made["applications"]:
