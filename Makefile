@@ -97,7 +97,7 @@ soak: $(VENV)/.installed-dev  ## Mixed load for MINUTES=30; memory of every proc
 compile: $(VENV)/.installed  ## Compile the tails that config.yaml asks for, so that no replica has to
 	$(BIN)/split-inference compile config.yaml
 
-dashboards: $(VENV)/.installed  ## Generate the Grafana dashboard from the metrics
+dashboards: $(VENV)/.installed  ## Write the Grafana dashboards: ours from the metrics, and those of the installed Ray
 	$(BIN)/python -m scripts.make_dashboard
 
 k8s-serve-config: $(VENV)/.installed  ## Make k8s/'s Serve configs and flags from config.yaml and serve_app/serve.py
