@@ -81,7 +81,7 @@ def chosen(found: Sequence[Raylet], node_id: str | None) -> Raylet:
 
 
 def _request(raylet: Raylet, deadline_s: float) -> None:
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.core.generated import autoscaler_pb2
 
     client = GcsClient(address=raylet.gcs)
