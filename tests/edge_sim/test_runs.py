@@ -10,7 +10,7 @@ import pytest
 
 from edge_sim.fleet import Shard
 from edge_sim.merge import merge_runs
-from edge_sim.plots import MAX_POINTS, line_plot, thin, ticks
+from split_inference.plots import MAX_POINTS, line_plot, thin, ticks
 from edge_sim.report import report_html, write_report
 from edge_sim.run_reader import read_run
 from edge_sim.run_summary import summarize, summary_facts

@@ -1,0 +1,208 @@
+"""Sends prepared POSTs over keep-alive connections, as cheaply as gevent allows, and returns what came back.
+
+geventhttpclient's parser (llhttp, the one inside Locust's FastHttpUser) on sockets of our own: its connection pool
+looks at every socket with select(2), which ends at 1,024 descriptors, and 10,000 connections are wanted. A request is
+one write of bytes that were made beforehand. Knows no payload files and no schedule. Not safe across threads.
+"""
+
+from __future__ import annotations
+
+import collections
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import gevent
+from gevent import socket
+from geventhttpclient.response import HTTPParseError, HTTPResponse
+
+from loadtests.options import tls_context
+
+# An honest answer to one sample is logits of 21,843 classes: 87 kB.
+MAX_REPLY_BYTES = 1 << 20
+CONNECT_TIMEOUT_S = 5.0
+_READ_BYTES = 65_536
+
+
+class SendError(Exception):
+    """No response: the reason in a few words, as it is counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A whole response."""
+
+    status: int
+    body: bytes
+    _parsed: HTTPResponse
+
+    def header(self, name: str) -> str | None:
+        """Value by lower-case name; the first of several."""
+        value: str | list[str] | None = self._parsed.get(name)
+        return value[0] if isinstance(value, list) else value
+
+
+class _Parser(HTTPResponse):  # type: ignore[misc]  # its types are not read
+    def take_body(self) -> bytes:
+        return bytes(self._body_buffer)
+
+    @property
+    def body_bytes(self) -> int:
+        return len(self._body_buffer)
+
+
+class HttpSender:
+    """Connections to one server.
+
+    `keep_open` connections take turns (first in, first out), so that all of them stay in use; else the one that was
+    free last is used first, and there are as few as the load needs.
+    """
+
+    def __init__(
+        self, url: str, *, ca: Path | None = None, token: str | None = None, timeout_s: float, keep_open: int = 0
+    ) -> None:
+        parts = urlsplit(url)
+        assert parts.hostname is not None
+        self._host = parts.hostname
+        self._tls = tls_context(ca) if parts.scheme == "https" else None
+        self._port = parts.port or (443 if self._tls else 80)
+        self._base_path = parts.path.rstrip("/")
+        self._authority = parts.netloc
+        self._token = token
+        self._timeout_s = timeout_s
+        self._keep_open = keep_open
+        self._idle: collections.deque[socket.socket] = collections.deque()
+        self._address: tuple[int, tuple[str, int]] | None = None
+        self.opened = 0
+        """Connections opened so far."""
+
+    def head(self, path: str, *, media_type: str, body_bytes: int, more: str = "") -> bytes:
+        """The head of a POST; `more` are further lines, each with its line end."""
+        token = f"authorization: Bearer {self._token}\r\n" if self._token else ""
+        return (
+            f"POST {self._base_path}{path} HTTP/1.1\r\nhost: {self._authority}\r\ncontent-type: {media_type}\r\n"
+            f"content-length: {body_bytes}\r\n{token}{more}\r\n"
+        ).encode("ascii")
+
+    def open_all(self, count: int, *, at_once: int = 128) -> None:
+        """Open so many connections before the load begins; SendError where one is refused."""
+        for begin in range(0, count, at_once):
+            batch = [gevent.spawn(self._connect) for _ in range(min(at_once, count - begin))]
+            gevent.joinall(batch, timeout=CONNECT_TIMEOUT_S + 1)
+            for each in batch:
+                if not each.successful():
+                    gevent.killall(batch)
+                    raise each.exception if isinstance(each.exception, SendError) else SendError("connect timeout")
+                self._idle.append(each.value)
+
+    def send(self, head: bytes, body: bytes) -> Response:
+        """Deliver, and return the response of any status; SendError where none came within the timeout."""
+        timeout = gevent.Timeout(self._timeout_s)
+        timeout.start()
+        try:
+            return self._exchange(head, body)
+        except gevent.Timeout as expired:
+            if expired is not timeout:
+                raise
+            raise SendError("timeout") from None
+        finally:
+            timeout.close()
+
+    def _exchange(self, head: bytes, body: bytes) -> Response:
+        request = head + body if len(body) < _READ_BYTES else b""
+        while True:
+            reused = bool(self._idle)
+            sock = (self._idle.popleft() if self._keep_open else self._idle.pop()) if reused else self._connect()
+            kept = False
+            try:
+                if request:
+                    # Nearly always all of it at once; sendall would ask the kernel for its buffer's size each time.
+                    sent = sock.send(request)
+                    if sent < len(request):
+                        sock.sendall(memoryview(request)[sent:])
+                else:
+                    sock.sendall(head)
+                    sock.sendall(body)
+                parser = _read(sock)
+                if parser is not None:
+                    kept = not parser.should_close()
+                    return Response(parser.get_code(), parser.take_body(), parser)
+            except OSError as error:
+                if not reused:
+                    raise SendError(f"connection broken ({_reason(error)})") from None
+            except HTTPParseError:
+                raise SendError("malformed response") from None
+            finally:
+                # In a finally, because a timeout may end this at any point.
+                if kept:
+                    self._idle.append(sock)
+                else:
+                    sock.close()
+            if not reused:
+                raise SendError("connection closed without a response")
+            # The server closed an idle connection just now. Asking again is safe: inference changes nothing.
+
+    def _connect(self) -> socket.socket:
+        if self._address is None:
+            try:
+                found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)[0]
+            except OSError as error:
+                raise SendError(f"no such host ({_reason(error)})") from None
+            self._address = (found[0], found[4][:2])
+        family, address = self._address
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(CONNECT_TIMEOUT_S)
+            sock.connect(address)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._tls is not None:
+                sock = self._tls.wrap_socket(sock, server_hostname=self._host)
+            # `send` has a timeout for the whole.
+            sock.settimeout(None)
+        except TimeoutError:
+            sock.close()
+            raise SendError("connect timeout") from None
+        except OSError as error:
+            sock.close()
+            raise SendError(f"no connection ({_reason(error)})") from None
+        except BaseException:
+            sock.close()
+            raise
+        self.opened += 1
+        return sock
+
+    @property
+    def idle(self) -> int:
+        """Connections that are open and wait."""
+        return len(self._idle)
+
+    def close(self) -> None:
+        """Close what is idle."""
+        while self._idle:
+            self._idle.pop().close()
+
+
+def _read(sock: socket.socket) -> _Parser | None:
+    """A whole response; None where the connection was closed before its first byte."""
+    parser = _Parser("POST")
+    begun = False
+    while not parser.message_complete or parser.get_code() < 200:
+        try:
+            data = sock.recv(_READ_BYTES)
+        except ConnectionResetError:
+            if begun:
+                raise
+            return None
+        if not data:
+            if begun:
+                raise HTTPParseError("closed in the middle")
+            return None
+        begun = True
+        parser.feed(data)
+        if parser.body_bytes > MAX_REPLY_BYTES:
+            raise HTTPParseError("too long")
+    return parser
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or type(error).__name__)[:60]
