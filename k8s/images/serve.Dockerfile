@@ -31,13 +31,13 @@ RUN mkdir -p "$SPLIT_INFERENCE_CACHE" && split-inference compile config.yaml \
 
 FROM python:3.11.14-slim-bookworm
 LABEL org.opencontainers.image.title=split-inference-serve org.opencontainers.image.licenses=Apache-2.0
-# The operator's probes are bash, wget and grep.
+# The operator's probe of workers is bash, wget and grep.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends bash ca-certificates grep wget \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 1000 --user-group --no-create-home --shell /usr/sbin/nologin split-inference \
-    # A login shell, which the operator's init container is, forgets PATH.
+    # A login shell, which the operator's Job that cleans Redis is, forgets PATH.
     && echo "PATH=/opt/venv/bin:\$PATH" > /etc/profile.d/split-inference.sh
 COPY --from=build /opt/venv /opt/venv
 # Root's, so that replicas can load tails and not change them.
