@@ -149,6 +149,7 @@ def drained(board: Any) -> dict[str, Any]:
     handle = handle_of("drained")
     before = handle.remote().result(timeout_s=20)
     command = [sys.executable, "-m", "serve_app.drain_node", "--node-id", before, "--deadline", "40"]
+    began_s = time.monotonic()
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     answers = []
     try:
@@ -157,6 +158,7 @@ def drained(board: Any) -> dict[str, Any]:
         error = process.communicate(timeout=5)[1]
     finally:
         process.kill()
+    took_s = time.monotonic() - began_s
     left = [replicas(raylet) for raylet in raylets() if raylet.node_id == before]
     after = handle.remote().result(timeout_s=20)
     serve.delete("drained")
@@ -167,6 +169,7 @@ def drained(board: Any) -> dict[str, Any]:
         "nodes": len({before, *answers}),
         "moved": after != before,
         "left": left,
+        "took_s": took_s,
     }
 
 
