@@ -18,7 +18,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev demo serve check-config test test-fast check format verify \
-	bench-codec bench-serving bench-overload bench-fleet bench-clocks bench-policies chaos soak compile grpc dashboards k8s-serve-config images image-cuda image-edge-arm64 fuzz-wire accuracy accuracy-embedded accuracy-mobilenet train clean
+	bench-codec bench-serving bench-overload bench-fleet bench-clocks bench-policies chaos soak compile grpc dashboards k8s-serve-config k8s-check k8s-local-e2e images image-cuda image-edge-arm64 fuzz-wire accuracy accuracy-embedded accuracy-mobilenet train clean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -106,6 +106,12 @@ dashboards: $(VENV)/.installed  ## Write the Grafana dashboards: ours from the m
 
 k8s-serve-config: $(VENV)/.installed  ## Make k8s/'s Serve configs and flags from config.yaml and serve_app/serve.py
 	$(BIN)/python -m scripts.make_serve_config
+
+k8s-check: $(VENV)/.installed-dev  ## Check the Kubernetes manifests without a cluster: schemas, Pod Security, Ray's own autoscaler, ...
+	$(BIN)/python -m k8s.checks
+
+k8s-local-e2e: $(VENV)/.installed-dev  ## Run what overlays/local-cpu says, pod by pod, on this machine: Ray cluster, fleet, Locust
+	$(BIN)/python -m k8s.local_e2e
 
 images:  ## Build the serve, edge and loadtest images (docker or podman; CONTAINER=podman chooses)
 	@test -n "$(CONTAINER)" || { echo "docker or podman is needed: make CONTAINER=/path/to/one images"; exit 2; }

@@ -1,1 +1,1 @@
-"""The Kubernetes manifests (base, components, overlays, images, values) and, in `checks`, what holds them to account."""
+"""Manifests for Kubernetes (base, components, overlays, images, values), and in `checks` what holds them to account."""

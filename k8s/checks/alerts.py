@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import tempfile
@@ -54,9 +55,14 @@ def _alerts(rules: dict[str, Any]) -> set[str]:
 
 
 def _firing(tests: dict[str, Any]) -> set[str]:
-    return {
-        case["alertname"]
-        for test in tests["tests"]
-        for case in test.get("alert_rule_test", [])
-        if case.get("exp_alerts")
-    }
+    """Alerts that some test expects: by promtool's own form, or as a sample of the series ALERTS."""
+    found = set()
+    for test in tests["tests"]:
+        found |= {case["alertname"] for case in test.get("alert_rule_test", []) if case.get("exp_alerts")}
+        for case in test.get("promql_expr_test", []):
+            if "ALERTS" not in case["expr"] or 'alertstate="firing"' not in case["expr"]:
+                continue
+            samples = [sample for sample in case.get("exp_samples", []) if sample["value"]]
+            text = " ".join([case["expr"] if samples else "", *(sample["labels"] for sample in samples)])
+            found |= set(re.findall(r'alertname="(\w+)"', text))
+    return found

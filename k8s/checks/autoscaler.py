@@ -1,8 +1,8 @@
 """F. Ray's own autoscaler, asked offline: does every replica find a pod, and does a GPU group stay at zero at rest?
 
-The RayService's cluster goes through the code that the sidecar runs (`ray kuberay-autoscaler`, Ray 2.60): its conversion
-of a RayCluster into node types, and the v2 scheduler. Demand is what Serve would ask for: a bundle of resources for each
-replica. Knows no cluster: nodes that it would launch are counted, none is.
+The RayService's cluster goes through the code that the sidecar runs (`ray kuberay-autoscaler`, Ray 2.60): the
+conversion of a RayCluster into node types, and the v2 scheduler. Demand is what Serve would ask for: a bundle of
+resources for each replica. Knows no cluster: nodes that would be launched are counted, none is.
 """
 
 from __future__ import annotations

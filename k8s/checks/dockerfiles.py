@@ -1,4 +1,4 @@
-"""J. Dockerfiles by hadolint, and what it does not know: users by number, stages, pins of the project, no COPY of all."""
+"""J. Dockerfiles by hadolint, and what it does not know: numbers of users, stages, pins, no COPY of everything."""
 
 from __future__ import annotations
 
@@ -64,5 +64,5 @@ def _rules(text: str) -> Iterator[str]:
     if re.search(r"pip install (?!.*(-c constraints\.txt|--no-deps|-r torch\.txt|requirements\.txt)).*\S", text):
         yield "installs something without the project's pins"
     last = text[text.rfind("\nFROM ") :]
-    if re.search(r"\b(g\+\+|gcc|build-essential)\b", last):
+    if re.search(r"\s(g\+\+|gcc|build-essential)\s", last):
         yield "the last stage has a compiler"

@@ -119,12 +119,12 @@ def _rows(source: Peer, to: Peer, overlay: Overlay) -> Iterator[frozenset[int]]:
             yield frozenset({8000})
         if source.name == "Prometheus" and monitored:
             yield frozenset({8080, 9101, 44217, 44227})
-    if to.labels.get("app.kubernetes.io/name") == "redis" and here:
-        if source.labels.get("ray.io/node-type") in ("head", "redis-cleanup"):
-            yield frozenset({6379})
-    if to.labels.get("app.kubernetes.io/component") == "master" and here:
-        if source.labels.get("app.kubernetes.io/component") == "worker":
-            yield frozenset({5557})
+    redis = here and to.labels.get("app.kubernetes.io/name") == "redis"
+    if redis and source.labels.get("ray.io/node-type") in ("head", "redis-cleanup"):
+        yield frozenset({6379})
+    master = here and to.labels.get("app.kubernetes.io/component") == "master"
+    if master and source.labels.get("app.kubernetes.io/component") == "worker":
+        yield frozenset({5557})
     name = to.labels.get("gateway.networking.k8s.io/gateway-name")
     if name is not None and overlay.find("Gateway", name):
         yield frozenset({443})

@@ -51,9 +51,7 @@ def violations(pod: Pod) -> list[str]:
     spec = pod.spec
     context = spec.get("securityContext") or {}
     problems = [f"{key} is set" for key in ("hostNetwork", "hostPID", "hostIPC") if spec.get(key)]
-    problems += [
-        f"sysctl {entry['name']}" for entry in context.get("sysctls", []) if entry.get("name") not in _SYSCTLS
-    ]
+    problems += [f"sysctl {entry['name']}" for entry in context.get("sysctls", []) if entry.get("name") not in _SYSCTLS]
     for volume in spec.get("volumes", []):
         kinds = set(volume) - {"name"}
         if kinds - _VOLUME_TYPES:

@@ -137,7 +137,7 @@ def _of_head(pod: Pod) -> Iterator[str]:
     params = (pod.ray_group or {}).get("rayStartParams") or {}
     for key in ("num-cpus", "num-gpus"):
         if params.get(key) != "0":
-            yield f"rayStartParams.{key} is {params.get(key)!r}, not \"0\": replicas on the node that must not die"
+            yield f'rayStartParams.{key} is {params.get(key)!r}, not "0": replicas on the node that must not die'
 
 
 def _of_worker(pod: Pod) -> Iterator[str]:

@@ -154,7 +154,7 @@ class _References:
                     yield f"{probe} asks the port {port}, which is not there"
 
     def _file(self, word: str, container: Document, volumes: Mapping[str, Document]) -> Iterator[str]:
-        """A path below a mounted ConfigMap or Secret is one of its keys; one in our folder of an image is made there."""
+        """A path below a mounted ConfigMap or Secret is one of its keys; our folder in an image is made there."""
         for mount in container.get("volumeMounts", []):
             if word.startswith(f"{mount['mountPath']}/"):
                 volume, key = volumes.get(mount["name"]) or {}, word.removeprefix(f"{mount['mountPath']}/")

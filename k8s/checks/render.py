@@ -1,4 +1,4 @@
-"""A. Overlays rendered by kubectl's own kustomize, and which files they are made of. The rim to kubectl and the disk."""
+"""A. Overlays rendered by kubectl's own kustomize, and the files they are made of. The rim to kubectl and the disk."""
 
 from __future__ import annotations
 

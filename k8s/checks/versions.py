@@ -1,4 +1,4 @@
-"""G. One version of everything: pyproject.toml's pins, rayVersion, the images' tags, the installed Ray, the operator."""
+"""G. One version of everything: pyproject.toml's pins, rayVersion, images' tags, the installed Ray, the operator."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def check_versions(overlay: Overlay) -> list[Finding]:
 
 
 def _has_gpu(container: dict[str, object]) -> bool:
-    return "nvidia.com/" in str((container.get("resources") or {}))
+    return "nvidia.com/" in str(container.get("resources") or {})
 
 
 def check_pins(root: Path = ROOT) -> list[Finding]:
@@ -84,8 +84,12 @@ def _of_operator(root: Path) -> list[Finding]:
         found
         for file in files
         if file.is_file()
-        for found in re.findall(r"(?:kuberay-operator (?:--version )?|KubeRay operator \| )(\d+\.\d+\.\d+)", file.read_text())
+        for found in re.findall(
+            r"(?:kuberay-operator (?:--version )?|KubeRay operator \| )(\d+\.\d+\.\d+)", file.read_text()
+        )
     }
     if len(said) > 1:
-        return [Finding(where="k8s/README.md and values", problem=f"the operator has versions {', '.join(sorted(said))}")]
+        return [
+            Finding(where="k8s/README.md and values", problem=f"the operator has versions {', '.join(sorted(said))}")
+        ]
     return []
