@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from split_inference.errors import MalformedFrameError
-from split_inference.wire import decode_reply
+from split_inference.wire import best_class
 
 Kind = Literal["right", "wrong", "unchecked", "refused", "failed"]
 
@@ -46,18 +46,13 @@ def judge(status: int, header: Callable[[str], str | None], body: bytes, *, answ
         kind: Kind = "refused" if status in REFUSED_STATUSES else "failed"
         return Verdict(kind=kind, reason=f"{status} {_error_name(header, body)}".strip())
     try:
-        reply = decode_reply(body)
+        given, timings_s = best_class(body)
     except MalformedFrameError:
         return Verdict(kind="failed", reason=MALFORMED_REPLY)
-    if reply.predictions is not None:
-        given = reply.predictions[0][0].index
-    else:
-        assert reply.logits is not None
-        given = int(reply.logits[0].argmax())
     batch = _BATCH.search(header("server-timing") or "")
     return Verdict(
         kind="unchecked" if answer is None else "right" if given == answer else "wrong",
-        timings_s=reply.timings_s,
+        timings_s=timings_s,
         batch_samples=int(batch[1]) if batch else None,
     )
 

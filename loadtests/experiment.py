@@ -18,11 +18,12 @@ import socket
 import sys
 import time
 import uuid
-from argparse import Namespace
+from argparse import SUPPRESS, Action, ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import gevent
+import psutil
 from gevent.event import Event
 
 from loadtests.arrivals import Arrivals
@@ -34,8 +35,8 @@ from loadtests.run_folder import new_run_folder, now_text, write_header
 from loadtests.run_plan import RunPlan
 from loadtests.run_recorder import Tally
 from loadtests.run_result import GeneratorProcess
-from loadtests.run_summary import summary
-from loadtests.verdict import judge_run
+from loadtests.run_summary import summary, verdict_lines
+from loadtests.verdict import conclude
 from split_inference.errors import SplitInferenceError, UsageError
 
 # Workers read and check their payload files in this time; a gigabyte takes a second.
@@ -96,6 +97,9 @@ class ClosedLoopUser(LoadUser):
         """Callers, and what they do between two requests."""
         add_duration(group)
         group.add_argument("--callers", type=int, default=10, help="requests under way, over all workers (%(default)s)")
+        group.add_argument(
+            "--streams", type=int, default=1, help="requests that each caller sends at once (%(default)s)"
+        )
         group.add_argument("--think-ms", type=float, default=0.0, help="pause of each caller after an answer")
 
 
@@ -103,12 +107,20 @@ class _ShownGroup:
     """A group of arguments that Locust's web page shows too; its parser does so only for arguments without a group."""
 
     def __init__(self, group: Any) -> None:
-        self._group = group
+        self.parser = group
 
     def add_argument(self, *names: str, include_in_web_ui: bool = True, **facts: Any) -> Any:
-        action = self._group.add_argument(*names, **facts)
+        action = self.parser.add_argument(*names, **facts)
         action.include_in_web_ui = include_in_web_ui
         return action
+
+
+class _ShowArguments(Action):
+    """Locust's --help is printed before it reads a locustfile, and knows nothing of its arguments."""
+
+    def __call__(self, *_: Any) -> None:
+        print(self.const())
+        raise SystemExit(0)
 
 
 class Conductor:
@@ -128,6 +140,7 @@ class Conductor:
         self._tally = Tally()
         self._news = Event()
         self._finished = Event()
+        self._finished.set()
         self._stop_asked = False
 
     def listen(self) -> None:
@@ -136,7 +149,6 @@ class Conductor:
         events.init.add_listener(self._init)
         events.test_start.add_listener(self._test_start)
         events.test_stopping.add_listener(self._test_stopping)
-        events.quitting.add_listener(self._test_stopping)
         events.report_to_master.add_listener(self._report_to_master)
         events.worker_report.add_listener(self._worker_report)
 
@@ -144,10 +156,19 @@ class Conductor:
         group = _ShownGroup(parser.add_argument_group(self._name, "What is sent, and how it is judged."))
         self._kind.add_arguments(group)
         add_common_arguments(group)
+        what = _ShownGroup(ArgumentParser(prog=f"locust -f loadtests/{self._name}.py", add_help=False))
+        self._kind.add_arguments(what)
+        add_common_arguments(what)
+        group.add_argument(
+            "--arguments", action=_ShowArguments, nargs=0, default=SUPPRESS, const=what.parser.format_help,
+            help="show these arguments and exit", include_in_web_ui=False,
+        )  # fmt: skip
 
     def _init(self, environment: Environment, **_: Any) -> None:
         self._environment = environment
         runner = environment.runner
+        # Fired in reverse order: what is added after the runner's own listener ends the run before its worker leaves.
+        events.quitting.add_listener(self._test_stopping)
         if isinstance(runner, MasterRunner):
             runner.register_message(_READY, self._worker_ready)
             runner.register_message(_DONE, self._worker_done)
@@ -159,7 +180,10 @@ class Conductor:
             try:
                 self._checked_plan()
             except SplitInferenceError as error:
-                _refuse(self._name, error)
+                print(f"{self._name}: {error}", file=sys.stderr, flush=True)
+                if options.processes:
+                    _end_forked_workers()
+                raise SystemExit(2) from None
 
     def _checked_plan(self) -> RunPlan:
         assert self._environment is not None
@@ -167,6 +191,9 @@ class Conductor:
         assert given is not None
         key = {**vars(given), "host": self._environment.host}
         if self._plan is None or self._plan[0] != key:
+            if self._plan is not None:
+                self._plan[1].close()
+                self._plan = None
             self._plan = (key, self._new_plan(given))
         return self._plan[1]
 
@@ -177,18 +204,23 @@ class Conductor:
         if kind.open_loop:
             return RunPlan.open(self._name, options, lambda traffic: kind.arrivals(given, traffic))
         return RunPlan.closed(
-            self._name, options, callers=given.callers, think_s=given.think_ms / 1000, duration_s=given.duration
+            self._name,
+            options,
+            callers=given.callers,
+            streams=given.streams,
+            think_s=given.think_ms / 1000,
+            duration_s=given.duration,
         )
 
     # ------------------------------------------------------------------ start
 
     def _test_start(self, environment: Environment, **_: Any) -> None:
         self._environment = environment
-        self._finished.clear()
         self._stop_asked = False
         if isinstance(environment.runner, WorkerRunner):
-            self._conducting = gevent.spawn(self._prepare_worker)
+            gevent.spawn(self._prepare_worker)
             return
+        self._finished.clear()
         self._ready, self._done, self._tally = {}, {}, Tally()
         self._run_id = uuid.uuid4().hex
         self._conducting = gevent.spawn(self._conduct)
@@ -287,7 +319,14 @@ class Conductor:
             process.run_open(plan.arrivals, worker=worker, workers=workers, start_unix_s=start_unix_s)
         else:
             callers = plan.callers_of(worker, workers)
-            process.run_closed(callers, worker=worker, workers=workers, start_unix_s=start_unix_s, think_s=plan.think_s)
+            process.run_closed(
+                callers,
+                worker=worker,
+                workers=workers,
+                start_unix_s=start_unix_s,
+                think_s=plan.think_s,
+                streams=plan.streams,
+            )
 
     def _tell_locust(self, ended: Ended) -> None:
         assert self._environment is not None
@@ -317,6 +356,7 @@ class Conductor:
         said = msg.data
         process, plan = self._process, self._checked_plan()
         assert process is not None
+        self._finished.clear()
         self._run_id = said["run"]
         if said["records"]:
             process.write_records(Path(said["records"]))
@@ -358,24 +398,24 @@ class Conductor:
 
     def _test_stopping(self, environment: Environment, **_: Any) -> None:
         """Somebody stops the run (Ctrl-C, --run-time, the web page), or it is over: see that it ends in order."""
-        if self._conducting is None or self._conducting is gevent.getcurrent():
+        if self._finished.is_set() or self._conducting is gevent.getcurrent():
             return
-        if not self._finished.is_set():
-            self._stop_asked = True
-            if isinstance(environment.runner, MasterRunner):
-                environment.runner.send_message(_STOP)
-            elif self._process is not None:
-                self._process.stop()
-            if not isinstance(environment.runner, WorkerRunner):
-                self._finished.wait(_REPORT_GRACE_S)
+        self._stop_asked = True
+        if isinstance(environment.runner, MasterRunner):
+            environment.runner.send_message(_STOP)
+        elif self._process is not None:
+            self._process.stop()
+        self._finished.wait(_REPORT_GRACE_S)
 
     def _finish(self, plan: RunPlan, sighting: Sighting, *, folder: Path, started_at: str) -> None:
         assert self._environment is not None
         result = plan.result(self._tally, sighting, command=_command(), started_at=started_at)
         print(summary(result), flush=True)
-        code = judge_run(folder, result, plan.slo)
+        verdict, code = conclude(folder, result, plan.slo)
         if code is not None:
             self._environment.process_exit_code = code
+        if verdict is not None:
+            print("\n".join(f"  {line}" for line in verdict_lines(verdict)), flush=True)
         print(f"  written: {folder}", flush=True)
 
     def _end_of_test(self, environment: Environment) -> None:
@@ -390,6 +430,7 @@ def _command() -> str:
     return shlex.join(["locust", *(Path(each).name if each.startswith("/") else each for each in sys.argv[1:])])
 
 
-def _refuse(name: str, error: SplitInferenceError) -> None:
-    print(f"{name}: {error}", file=sys.stderr, flush=True)
-    raise SystemExit(2)
+def _end_forked_workers() -> None:
+    # Locust has forked them already, and leaves them to find out within a minute that there is no master.
+    for child in psutil.Process().children():
+        child.terminate()

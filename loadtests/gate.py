@@ -74,14 +74,18 @@ def judge(result: RunResult, slo: Slo) -> Verdict:
         for (name, bound_ms), figure_s in zip(said.items(), figures_s, strict=True)
     ]
     counts = result.counts
-    for name, count, comparison, bound in (
-        ("min_goodput", counts.good, ">=", slo.min_goodput),
-        ("max_errors", result.failed_count + counts.wrong, "<=", slo.max_errors),
-        ("max_rejects", result.refused_count, "<=", slo.max_rejects),
+
+    def share(count: int) -> float:
+        return count / counts.intended if counts.intended else math.nan
+
+    if slo.min_goodput is not None:
+        checks.append(Check(name="min_goodput", figure=share(counts.good), comparison=">=", bound=slo.min_goodput))
+    for name, count, bound in (
+        ("max_errors", result.failed_count + counts.wrong, slo.max_errors),
+        ("max_rejects", result.refused_count, slo.max_rejects),
     ):
         if bound is not None:
-            share = count / counts.intended if counts.intended else math.nan
-            checks.append(Check(name=name, figure=share, comparison=comparison, bound=bound))
+            checks.append(Check(name=name, figure=share(count), comparison="<=", bound=bound))
     if slo.min_goodput_per_s is not None:
         per_s = result.goodput_per_s if counts.intended else math.nan
         checks.append(Check(name="min_goodput_per_s", figure=per_s, comparison=">=", bound=slo.min_goodput_per_s))

@@ -8,6 +8,7 @@ one write of bytes that were made beforehand. Knows no payload files and no sche
 from __future__ import annotations
 
 import collections
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -22,6 +23,13 @@ from loadtests.options import tls_context
 MAX_REPLY_BYTES = 1 << 20
 CONNECT_TIMEOUT_S = 5.0
 _READ_BYTES = 65_536
+# A whole head whose body has a length: the only one, because two of them are a trap.
+_PLAIN = re.compile(
+    rb"HTTP/1\.1 200 [^\r\n]*\r\n(?:(?!content-length:|transfer-encoding:)[^\r\n]+\r\n)*"
+    rb"content-length:[ \t]*(\d{1,9})[ \t]*\r\n(?:(?!content-length:|transfer-encoding:)[^\r\n]+\r\n)*\r\n",
+    re.IGNORECASE,
+)
+_CLOSES = re.compile(rb"\r\nconnection:[ \t]*close", re.IGNORECASE)
 
 
 class SendError(Exception):
@@ -34,12 +42,16 @@ class Response:
 
     status: int
     body: bytes
-    _parsed: HTTPResponse
+    head: bytes
+    """Status line and header lines as they came, without the empty line at their end."""
 
     def header(self, name: str) -> str | None:
         """Value by lower-case name; the first of several."""
-        value: str | list[str] | None = self._parsed.get(name)
-        return value[0] if isinstance(value, list) else value
+        for line in self.head.split(b"\r\n")[1:]:
+            found, _, value = line.partition(b":")
+            if found.lower() == name.encode():
+                return value.strip().decode("latin-1")
+        return None
 
 
 class _Parser(HTTPResponse):  # type: ignore[misc]  # its types are not read
@@ -123,10 +135,10 @@ class HttpSender:
                 else:
                     sock.sendall(head)
                     sock.sendall(body)
-                parser = _read(sock)
-                if parser is not None:
-                    kept = not parser.should_close()
-                    return Response(parser.get_code(), parser.take_body(), parser)
+                found = _read(sock)
+                if found is not None:
+                    response, kept = found
+                    return response
             except OSError as error:
                 if not reused:
                     raise SendError(f"connection broken ({_reason(error)})") from None
@@ -182,26 +194,43 @@ class HttpSender:
             self._idle.pop().close()
 
 
-def _read(sock: socket.socket) -> _Parser | None:
-    """A whole response; None where the connection was closed before its first byte."""
+def _read(sock: socket.socket) -> tuple[Response, bool] | None:
+    """A response, and whether the connection may be used again; None where it was closed before its first byte."""
+    data = _receive(sock, begun=False)
+    if not data:
+        return None
+    plain = _PLAIN.match(data)
+    if plain is not None and not _CLOSES.search(data, 0, plain.end()):
+        # Status 200 with a length in one piece: nearly all, and five times as quick as the parser.
+        end, length = plain.end(), int(plain[1])
+        if length <= MAX_REPLY_BYTES:
+            pieces = bytearray(data)
+            while len(pieces) < end + length:
+                pieces += _receive(sock, begun=True)
+            if len(pieces) > end + length:
+                raise HTTPParseError("more than was announced")
+            return Response(200, bytes(pieces[end:]), data[: end - 4]), True
     parser = _Parser("POST")
-    begun = False
+    head = data.partition(b"\r\n\r\n")[0]
+    parser.feed(data)
     while not parser.message_complete or parser.get_code() < 200:
-        try:
-            data = sock.recv(_READ_BYTES)
-        except ConnectionResetError:
-            if begun:
-                raise
-            return None
-        if not data:
-            if begun:
-                raise HTTPParseError("closed in the middle")
-            return None
-        begun = True
-        parser.feed(data)
+        parser.feed(_receive(sock, begun=True))
         if parser.body_bytes > MAX_REPLY_BYTES:
             raise HTTPParseError("too long")
-    return parser
+    return Response(parser.get_code(), parser.take_body(), head), not parser.should_close()
+
+
+def _receive(sock: socket.socket, *, begun: bool) -> bytes:
+    """What is there, waiting for something; empty where the connection was closed and nothing had begun."""
+    try:
+        data: bytes = sock.recv(_READ_BYTES)
+    except ConnectionResetError:
+        if begun:
+            raise
+        return b""
+    if not data and begun:
+        raise HTTPParseError("closed in the middle")
+    return data
 
 
 def _reason(error: OSError) -> str:

@@ -1,6 +1,6 @@
 """The traffic of a fleet: frames of several models, split points and codecs in the proportions of their payload files.
 
-`python -m edge_sim payloads --scenario FILE` writes such files. Without --rate the files' own rates are taken.
+Proportions and rates are what the files say (`traffic` in their headers), or --weights and --option.
 
 locust -f loadtests/mixed_fleet.py --host http://127.0.0.1:8000 --payloads a.payloads,b.payloads --headless
 """
@@ -29,5 +29,5 @@ class MixedFleet(OpenLoopUser):
         """The rate that was given, or that the payload files say."""
         rate_per_s = given.rate or traffic.rate_per_s
         if not rate_per_s:
-            raise UsageError("the payload files say no rate: give --rate, or make them with --scenario")
+            raise UsageError("the payload files say no rate: give --rate")
         return RatedArrivals("poisson", constant(rate_per_s, given.duration), seed=given.seed)

@@ -34,7 +34,11 @@ def add_common_arguments(group: ArgumentGroup) -> None:
     add = group.add_argument
     add("--payloads", default="", metavar="FILE[,FILE]", help="payload files; `python -m edge_sim payloads` makes one")
     add("--models", default="", metavar="NAME[,NAME]", help="names on the server, one a file (the files' own names)")
-    add("--option", default="", help="send only this option of the payload files, by title or number (their traffic)")
+    add(
+        "--option",
+        default="",
+        help='options to send, by title or number: "0=3; server_only=1" (the files\' traffic, or equal parts)',
+    )
     add("--weights", default="", metavar="W[,W]", help="proportions of several payload files (their rates, or equal)")
     add("--warmup", type=float, default=2.0, metavar="S", help="seconds at the start that are sent and not counted")
     add(

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from split_inference.errors import UsageError
 from split_inference.payload_file import PayloadFile
@@ -57,7 +56,10 @@ class PayloadTraffic:
         weights: Sequence[float] = (),
         seed: int = 0,
     ) -> None:
-        """`option` is one option's title or number, empty for the files' traffic; `weights` has one for each file."""
+        """`option` names options, as in "0" or "stage2, u4+lz4=3; server_only=1"; empty: the files' own traffic.
+
+        `weights` has one for each file.
+        """
         if not files:
             raise UsageError("no payload file; `python -m edge_sim payloads` makes one, --payloads names it")
         self._files = list(files)
@@ -77,7 +79,7 @@ class PayloadTraffic:
         self.labels = tuple(choice.label for choice in self._choices)
         self._kept: dict[tuple[int, int, int], bytes] = {}
         self._kept_bytes = 0
-        self._drawn: tuple[int, NDArray[np.int64], NDArray[np.float64]] = (-1, np.empty(0, np.int64), np.empty(0))
+        self._drawn: tuple[int, list[int], list[float]] = (-1, [], [])
 
     def _add(self, number: int, file: PayloadFile, weight: float, *, mode: Mode, option: str) -> None:
         header = file.header
@@ -86,11 +88,12 @@ class PayloadTraffic:
         rates = [each.rate_per_s for each in header.traffic]
         known = None if not rates or None in rates else sum(rate for rate in rates if rate is not None)
         self.rate_per_s = None if known is None or self.rate_per_s is None else self.rate_per_s + known
-        wanted = [
-            index
+        asked_for = _asked_options(option)
+        wanted = {
+            index: next((asked_for[name] for name in (str(index), each.title) if name in asked_for), 1.0)
             for index, each in enumerate(header.options)
-            if (mode in ("any", each.mode)) and (not option or option in (str(index), each.title))
-        ]
+            if mode in ("any", each.mode) and (not asked_for or {str(index), each.title} & asked_for.keys())
+        }
         if not wanted:
             titles = "; ".join(f"{index}: {each.title}" for index, each in enumerate(header.options))
             asked = f"no option {option!r}" if option else f"nothing for {mode}"
@@ -99,7 +102,7 @@ class PayloadTraffic:
             )
         used = {index: shares.get(index, 0.0) for index in wanted}
         if option or not sum(used.values()) > 0:
-            used = dict.fromkeys(wanted, 1.0)
+            used = wanted
         total = sum(used.values())
         self._choices += [
             _Choice(
@@ -128,8 +131,10 @@ class PayloadTraffic:
         if self._drawn[0] != chunk:
             rng = np.random.default_rng([self._seed, 1, chunk])
             picks = np.searchsorted(self._edges, rng.random(_CHUNK), side="right")
-            self._drawn = (chunk, np.minimum(picks, len(self._choices) - 1), rng.random(_CHUNK))
-        position = int(self._drawn[1][within])
+            picks = np.minimum(picks, len(self._choices) - 1)
+            # Lists: taking one number out of an array costs ten times as much.
+            self._drawn = (chunk, picks.tolist(), rng.random(_CHUNK).tolist())
+        position = self._drawn[1][within]
         choice = self._choices[position]
         index = int(self._drawn[2][within] * self._inputs[position])
         option = self._files[choice.source].header.options[choice.option]
@@ -155,6 +160,21 @@ class PayloadTraffic:
         """Close the files."""
         for file in self._files:
             file.close()
+
+
+def _asked_options(text: str) -> dict[str, float]:
+    """Title or number to weight."""
+    asked = {}
+    for part in filter(None, (each.strip() for each in text.split(";"))):
+        name, equals, number = part.rpartition("=")
+        try:
+            weight = float(number) if equals else 1.0
+        except ValueError:
+            weight = -1.0
+        if not 0 <= weight < float("inf"):
+            raise UsageError(f"--option {part[:80]!r}: expected TITLE, NUMBER, or one of them and =WEIGHT")
+        asked[name.strip() if equals else part] = weight
+    return asked
 
 
 def _file_weights(files: Sequence[PayloadFile], weights: Sequence[float]) -> list[float]:

@@ -5,6 +5,7 @@ Knows gevent and no Locust: what starts it, stops it and merges its counts is so
 
 from __future__ import annotations
 
+import gc
 import itertools
 import resource
 import sys
@@ -129,11 +130,13 @@ class ProcessRun:
         self._stopped.wait(max(0.0, self._duration_s - self.now_s()))
         self._finish(self._options.timeout_s + CONNECT_TIMEOUT_S)
 
-    def run_closed(self, users: int, *, worker: int, workers: int, start_unix_s: float, think_s: float = 0.0) -> None:
-        """`users` callers, each of whom asks, waits for the answer, thinks, and asks again."""
+    def run_closed(
+        self, users: int, *, worker: int, workers: int, start_unix_s: float, think_s: float = 0.0, streams: int = 1
+    ) -> None:
+        """`users` callers, each of whom asks `streams` times at once, waits for the answers, thinks, and asks again."""
         self._begin(start_unix_s)
         numbers = itertools.count(worker, workers)
-        callers = [gevent.spawn(self._call_on_and_on, numbers, think_s) for _ in range(users)]
+        callers = [gevent.spawn(self._call_on_and_on, numbers, think_s, streams) for _ in range(users)]
         self._stopped.wait(max(0.0, self._duration_s - self.now_s()))
         gevent.joinall(callers, timeout=think_s)
         self._finish(self._options.timeout_s + CONNECT_TIMEOUT_S)
@@ -171,6 +174,9 @@ class ProcessRun:
     def _begin(self, start_unix_s: float) -> None:
         # Machines agree on wall-clock time to milliseconds; within a process the clock is monotonic.
         self._began_s = time.perf_counter() + (start_unix_s - time.time())
+        # Looking through all that Locust and Flask have made takes tens of milliseconds, in which nothing is sent.
+        gc.collect()
+        gc.freeze()
         if (wait_s := -self.now_s()) > 0:
             gevent.sleep(wait_s)
         gevent.spawn_later(max(0.0, self._options.warmup_s - self.now_s()), self._note_cpu)
@@ -182,22 +188,23 @@ class ProcessRun:
         prepared = self._traffic.request(number)
         greenlet = gevent.spawn(self._request, number, prepared, intended_s)
         self._in_flight.add(greenlet)
-        greenlet.rawlink(self._in_flight.discard)
 
     def _drop(self, number: int, intended_s: float, why: Drop) -> None:
         label = self._traffic.request(number).label
         self.recorder.dropped(label, intended_s, why)
         self._watch(Ended(label=label, latency_s=0.0, reply_bytes=0, trouble=f"dropped ({why})"))
 
-    def _call_on_and_on(self, numbers: Iterator[int], think_s: float) -> None:
+    def _call_on_and_on(self, numbers: Iterator[int], think_s: float, streams: int) -> None:
         while not self._stopped.is_set() and (now_s := self.now_s()) < self._duration_s:
+            asked = [
+                gevent.spawn(self._request, number, self._traffic.request(number), now_s)
+                for number in itertools.islice(numbers, streams - 1)
+            ]
+            self._in_flight.update([gevent.getcurrent(), *asked])
             number = next(numbers)
-            me = gevent.getcurrent()
-            self._in_flight.add(me)
-            try:
-                ended_well = self._request(number, self._traffic.request(number), now_s)
-            finally:
-                self._in_flight.discard(me)
+            ended_well = self._request(number, self._traffic.request(number), now_s)
+            gevent.joinall(asked)
+            self._in_flight.difference_update(asked)
             # A server that is down is asked again, and not ten thousand times a second.
             gevent.sleep(think_s if ended_well or think_s else 0.01)
 
@@ -223,6 +230,7 @@ class ProcessRun:
         finally:
             if verdict is STOPPED:
                 ended_s = self.now_s()
+            self._in_flight.discard(gevent.getcurrent())
             self._ended(number, prepared.label, intended_s, sent_s, ended_s, verdict, reply_bytes)
 
     def _ended(

@@ -6,7 +6,7 @@ Everything that can be wrong is found here, before anything is sent. Knows no Lo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,17 +41,20 @@ class RunPlan:
     arrivals: Arrivals | None
     """None: a closed loop."""
     callers: int = 0
+    streams: int = 1
+    """Requests that each caller sends at once; it asks again when all are answered."""
     think_s: float = 0.0
 
     @classmethod
     def open(cls, experiment: str, options: RunOptions, schedule: Callable[[PayloadTraffic], Arrivals]) -> RunPlan:
         """An open loop with the arrivals that `schedule` makes for what is sent."""
         slo = read_slo_file(options.slo)
-        files = _open_files(options)
-        traffic = _traffic_of(options, files)
-        arrivals = schedule(traffic)
-        _check_warmup(options, arrivals.duration_s)
-        check_file_limit(max(options.connections, options.max_in_flight))
+        with _opened(options) as (files, traffic, kept):
+            arrivals = schedule(traffic)
+            _check_warmup(options, arrivals.duration_s)
+            check_file_limit(max(options.connections, options.max_in_flight))
+            targets = tuple(find_targets(options, files))
+            kept.pop_all()
         planned = Planned(
             arrivals=arrivals.kind,
             rate_per_s=arrivals.mean_per_s,
@@ -65,7 +68,7 @@ class RunPlan:
             slo=slo,
             files=files,
             traffic=traffic,
-            targets=tuple(find_targets(options, files)),
+            targets=targets,
             duration_s=arrivals.duration_s,
             planned=planned,
             arrivals=arrivals,
@@ -73,39 +76,44 @@ class RunPlan:
 
     @classmethod
     def closed(
-        cls, experiment: str, options: RunOptions, *, callers: int, think_s: float, duration_s: float
+        cls, experiment: str, options: RunOptions, *, callers: int, streams: int, think_s: float, duration_s: float
     ) -> RunPlan:
         """A closed loop of so many callers, over all workers."""
         if not 1 <= callers <= 100_000:
             raise UsageError(f"--callers is 1..100000, got {callers}")
+        if not 1 <= streams <= 1000:
+            raise UsageError(f"--streams is 1..1000, got {streams}")
         if not 0 <= think_s <= 3600 or not 0 < duration_s <= 7 * 86_400:
             raise UsageError(
-                f"--think-ms is 0 or more and --duration above 0 s, got {1000 * think_s:g}, {duration_s:g}"
+                f"--think-ms is 0 or more and --duration above 0 s, got {1000 * think_s:g} and {duration_s:g}"
             )
         slo = read_slo_file(options.slo)
-        files = _open_files(options)
         _check_warmup(options, duration_s)
-        check_file_limit(max(options.connections, callers))
+        check_file_limit(max(options.connections, callers * streams))
+        with _opened(options) as (files, traffic, kept):
+            targets = tuple(find_targets(options, files))
+            kept.pop_all()
+        planned = Planned(
+            arrivals="closed", rate_per_s=None, duration_s=duration_s, requests=None, bytes_per_s=None, users=callers
+        )
         return cls(
             experiment=experiment,
             options=options,
             slo=slo,
             files=files,
-            traffic=_traffic_of(options, files),
-            targets=tuple(find_targets(options, files)),
+            traffic=traffic,
+            targets=targets,
             duration_s=duration_s,
-            planned=Planned(
-                arrivals="closed",
-                rate_per_s=None,
-                duration_s=duration_s,
-                requests=None,
-                bytes_per_s=None,
-                users=callers,
-            ),
+            planned=planned,
             arrivals=None,
             callers=callers,
+            streams=streams,
             think_s=think_s,
         )
+
+    def close(self) -> None:
+        """Close the payload files; safe to call twice."""
+        self.traffic.close()
 
     def callers_of(self, worker: int, workers: int) -> int:
         """One worker's part of the callers."""
@@ -159,15 +167,17 @@ class RunPlan:
         )
 
 
-def _open_files(options: RunOptions) -> tuple[PayloadFile, ...]:
+@contextlib.contextmanager
+def _opened(
+    options: RunOptions,
+) -> Iterator[tuple[tuple[PayloadFile, ...], PayloadTraffic, contextlib.ExitStack]]:
+    """The payload files and what is sent of them; closed again unless the stack is emptied."""
     with contextlib.ExitStack() as stack:
         files = tuple(stack.enter_context(PayloadFile.open(path)) for path in options.payloads)
-        stack.pop_all()
-        return files
-
-
-def _traffic_of(options: RunOptions, files: tuple[PayloadFile, ...]) -> PayloadTraffic:
-    return PayloadTraffic(files, mode=options.mode, option=options.option, weights=options.weights, seed=options.seed)
+        traffic = PayloadTraffic(
+            files, mode=options.mode, option=options.option, weights=options.weights, seed=options.seed
+        )
+        yield files, traffic, stack
 
 
 def _check_warmup(options: RunOptions, duration_s: float) -> None:

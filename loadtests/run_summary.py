@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from loadtests.gate import Verdict
 from loadtests.run_result import Planned, RunResult
 
 
@@ -55,6 +56,11 @@ def summary(result: RunResult) -> str:
     lines += [f"  note: {note}" for note in result.generator.notes]
     lines += [f"  INVALID: {reason}" for reason in result.generator.invalid]
     return "\n".join(lines)
+
+
+def verdict_lines(verdict: Verdict) -> list[str]:
+    """The verdict of an SLO file: the outcome, and each bound beside what was measured."""
+    return [f"{verdict.slo}: {verdict.outcome}", *(f"  {check}" for check in verdict.checks)]
 
 
 _SHARES = (0.5, 0.9, 0.99, 0.999, 1.0)

@@ -21,6 +21,9 @@ h1 { font-size:1.5rem; margin:0 }
 table { border-collapse:collapse; margin:1rem 0; font-variant-numeric:tabular-nums }
 td, th { padding:.25rem .7rem; text-align:right; border-bottom:1px solid var(--grid) }
 td:nth-child(-n+2), th:nth-child(-n+2), td:last-child, th:last-child { text-align:left }
+table.numbers td:nth-child(n+2), table.numbers th:nth-child(n+2) { text-align:right }
+.met { color:var(--c2) }
+.missed { color:var(--c5); font-weight:600 }
 .scroll { overflow-x:auto }
 .plots { display:grid; grid-template-columns:repeat(auto-fit,minmax(460px,1fr)); gap:1.5rem }
 figure { margin:0 }

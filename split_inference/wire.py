@@ -253,6 +253,33 @@ def decode_reply(data: bytes | memoryview) -> ReplyFrame:
         raise MalformedFrameError(str(error)) from None
 
 
+def best_class(data: bytes | memoryview) -> tuple[int, dict[str, float]]:
+    """The first sample's best class in a reply, and the timings, in half of `decode_reply`'s time.
+
+    For whoever reads thousands of replies a second. The checksum vouches for what is not looked at; raises
+    MalformedFrameError, and nothing else, for what is no reply.
+    """
+    reader = _Reader(data, kind=_KIND_REPLY)
+    sample_count, content, timing_count, columns, _ = reader.unpack(_REPLY_HEADER, "the reply header")
+    if content != _CONTENT_PREDICTIONS or sample_count != 1:
+        reply = decode_reply(data)
+        if reply.predictions is not None:
+            return reply.predictions[0][0].index, dict(reply.timings_s)
+        assert reply.logits is not None
+        return int(reply.logits[0].argmax()), dict(reply.timings_s)
+    _require(columns >= 1, "a reply without columns")
+    _require(timing_count <= MAX_TIMINGS, f"{timing_count} timings; at most {MAX_TIMINGS}")
+    timings_s = {}
+    for _ in range(timing_count):
+        (name_bytes,) = reader.unpack(_TIMING_NAME, "a timing")
+        name = reader.text(name_bytes, "a timing's name")
+        (seconds,) = reader.unpack(_SECONDS, "a timing")
+        _require(math.isfinite(seconds) and seconds >= 0, "a timing is no time")
+        timings_s[name] = seconds
+    index, _, _ = reader.unpack(_PREDICTION, "a prediction")
+    return index, timings_s
+
+
 def _read_tensor(reader: _Reader) -> EncodedTensor:
     header = reader.unpack(_TENSOR_HEADER, "a tensor header")
     dtype, dims, channel_axis, quantizer_id, bits, compressor_id, range_count, payload_bytes = header

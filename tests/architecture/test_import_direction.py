@@ -41,5 +41,9 @@ def test_listing_commands_and_reading_records_needs_no_torch(module):
     assert "torch" not in imported_by(f"import {module}")
 
 
+def test_the_load_tests_commands_bring_neither_torch_nor_locust_nor_a_half_of_the_product():
+    assert not imported_by("import loadtests.commands") & {"torch", "locust", "gevent", "serve_app", "edge_sim", "ray"}
+
+
 def test_the_client_is_the_packages_public_name():
     assert {"torch", "aiohttp"} <= imported_by("from edge_sim import EdgeClient, Answer")

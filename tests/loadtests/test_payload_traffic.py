@@ -64,9 +64,25 @@ def test_one_option_can_be_chosen_by_number_or_title(tmp_path):
             assert PayloadTraffic([file], option=option).labels == (file.header.options[1].title,)
 
 
+def test_options_can_be_mixed_by_weight(tmp_path):
+    with payload_file(tmp_path, body_bytes=(300, 600, 900)) as file:
+        titles = [option.title for option in file.header.options]
+        shares = PayloadTraffic([file], option=f"{titles[0]}=3; 2").shares()
+    assert shares == {titles[0]: 0.75, titles[2]: 0.25}
+
+
 @pytest.mark.parametrize(
     "asked",
-    [{"option": "7"}, {"mode": "server_only"}, {"weights": (1.0, 2.0)}, {"weights": (-1.0,)}, {"weights": (0.0,)}],
+    [
+        {"option": "7"},
+        {"option": "0=x"},
+        {"option": "0=-1"},
+        {"option": "0=0"},
+        {"mode": "server_only"},
+        {"weights": (1.0, 2.0)},
+        {"weights": (-1.0,)},
+        {"weights": (0.0,)},
+    ],
 )
 def test_what_no_file_has_is_refused_in_one_line(tmp_path, asked):
     with payload_file(tmp_path) as file, pytest.raises(UsageError) as caught:

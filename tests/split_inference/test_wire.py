@@ -21,6 +21,7 @@ from split_inference.wire import (
     FeatureFrame,
     Prediction,
     ReplyFrame,
+    best_class,
     decode_frame,
     decode_reply,
     encode_frame,
@@ -563,3 +564,33 @@ def test_versions_and_limits_are_what_clients_were_told():
     assert wire.REPLY_MEDIA_TYPE == "application/vnd.split-inference.reply"
     assert (wire.MAX_FRAME_BYTES, wire.MAX_RAW_BYTES, wire.MAX_SAMPLES) == (32 * 2**20, 64 * 2**20, 256)
     assert (wire.MAX_TENSORS, wire.MAX_DIMS, wire.MAX_RANGES, wire.DIGEST_BYTES) == (16, 8, 2**19, 16)
+
+
+def test_the_best_class_alone_is_what_the_whole_reply_says():
+    row = (Prediction(index=7, label="seven", score=0.5), Prediction(index=3, label="three", score=0.25))
+    timings_s = {"queue": 0.001, "tail": 0.002}
+    for predictions, logits in (
+        ((row,), None),
+        ((row[::-1], row), None),
+        (None, np.array([[0.0, 2.0, 1.0]], np.float32)),
+    ):
+        count = 1 if predictions is None else len(predictions)
+        reply = encode_reply(
+            ReplyFrame(
+                model_digest=bytes(16),
+                sample_count=count,
+                timings_s=timings_s,
+                predictions=predictions,
+                logits=logits,
+            )
+        )
+        whole = decode_reply(reply)
+        expected = 1 if whole.predictions is None else whole.predictions[0][0].index
+        assert best_class(reply) == (expected, timings_s)
+        for position in range(len(reply)):
+            damaged = bytearray(reply)
+            damaged[position] ^= 0x10
+            with pytest.raises(MalformedFrameError):
+                best_class(bytes(damaged))
+            with pytest.raises(MalformedFrameError):
+                best_class(reply[:position])

@@ -1,0 +1,379 @@
+"""The largest rate of Poisson arrivals that a server carries under an objective, with an interval. Pure.
+
+What an objective says of percentiles and shares is one thing: at most so many of the requests may be bad (slower than a
+bound, failed, refused). That share grows with the rate. Short probes first find a rate where it is too large; then
+longer ones around the root of share(rate) = limit are taken together: near the root the logarithm of the share is a
+straight line in the logarithm of the rate, fitted by weighted least squares. A probe's own uncertainty comes from its
+blocks of consecutive requests, since late answers come in clusters, after the luck of its arrivals was taken out
+(reference_queue.py). The interval of the root follows from the fit (delta method), at 95 %.
+
+Where the share jumps from nothing to everything, as with a bound that only a server without rest misses, there is no
+line to fit: the root is then halved in, and the interval is what is left between a rate that held and one that did not.
+
+`measure` is whatever sends requests: real processes in capacity_command.py, a simulated queue in tests.
+
+Shape legend: N requests, B blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loadtests.reference_queue import late_share, likeliest_servers, sojourns_s
+from loadtests.slo import PERCENTILES, Slo
+from split_inference.errors import UsageError
+
+Kind = Literal["right", "wrong", "refused", "failed"]
+_Z95: Final = 1.96
+# Of a probe; a busy period should be short beside one, and twenty are enough for a variance.
+_BLOCKS: Final = 20
+# Probes further from the root than this say little of its neighbourhood.
+_NEAR: Final = 1.4
+# So many requests show a share of 1 % that is 5 times too large with certainty enough for the next step.
+_QUICK_REQUESTS: Final = 400
+# Where a precise probe is placed around the root: a line needs two ends.
+_SPREAD: Final = (1.0, 0.92, 1.06, 0.96)
+_MOST_PROBES: Final = 60
+# Medians of the last and the first fifth: beyond this the queue grows, and a longer run would find worse.
+_GROWTH: Final = 3.0
+_GROWS: Final = "the server without rest"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Observation:
+    """What one probe saw, request by request, in order of the intended starts."""
+
+    rate_per_s: float
+    """That was asked for."""
+    arrivals_s: NDArray[np.float64]
+    """Intended starts, seconds."""
+    latencies_s: NDArray[np.float64]
+    """From the intended start; infinite where there was no answer."""
+    wrong: NDArray[np.bool_]
+    refused: NDArray[np.bool_]
+    failed: NDArray[np.bool_]
+    """Dropped by the generator because too many were under way, too: the server held them all."""
+    deadline_s: float | None = None
+    invalid: tuple[str, ...] = ()
+    """Why the generator's own figures make this probe worthless."""
+
+    @property
+    def is_growing(self) -> bool:
+        """Whether the queue grew all the time: the server is over-saturated, whatever the objective says."""
+        fifth = len(self.latencies_s) // 5
+        if fifth < 10:
+            return False
+        first, last = np.median(self.latencies_s[:fifth]), np.median(self.latencies_s[-fifth:])
+        middle = np.median(self.latencies_s[2 * fifth : 3 * fifth])
+        return bool(last > _GROWTH * first and last > middle > first)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Criterion:
+    """One thing that the objective says: at most `limit` of the requests may be bad."""
+
+    name: str
+    limit: float
+    bound_s: float | None = None
+    """Of latency criteria: above it an answer is bad."""
+
+    def bad(self, seen: Observation) -> NDArray[np.bool_]:
+        """Which requests are bad [N]; one that was not answered is later than any bound."""
+        if self.bound_s is not None:
+            return seen.latencies_s > self.bound_s
+        if self.name == "max_rejects":
+            return seen.refused
+        if self.name == "max_errors":
+            return seen.failed | seen.wrong
+        late = seen.latencies_s > (math.inf if seen.deadline_s is None else seen.deadline_s)
+        return late | ~np.isfinite(seen.latencies_s) | seen.wrong
+
+
+def criteria_of(slo: Slo) -> list[Criterion]:
+    """What can be searched for. Raises UsageError where the objective says nothing that depends on the rate."""
+    found = []
+    for name, bound_ms in slo.latency.said().items():
+        if name == "max_ms":
+            raise UsageError("latency.max_ms grows with the length of a run, and has no rate: say p999_ms instead")
+        found.append(Criterion(name=f"latency.{name}", limit=1 - PERCENTILES[name], bound_s=bound_ms / 1000))
+    for name, limit in (
+        ("min_goodput", None if slo.min_goodput is None else 1 - slo.min_goodput),
+        ("max_errors", slo.max_errors),
+        ("max_rejects", slo.max_rejects),
+    ):
+        if limit is not None:
+            found.append(Criterion(name=name, limit=limit))
+    if not found:
+        raise UsageError("the objective has nothing that a rate can miss: say a latency, min_goodput or max_rejects")
+    return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """Where a criterion's share reaches its limit."""
+
+    criterion: str
+    rate_per_s: float
+    low_per_s: float
+    high_per_s: float
+
+    @property
+    def precision(self) -> float:
+        """Half of the interval's width over the rate."""
+        return (self.high_per_s - self.low_per_s) / (2 * self.rate_per_s)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Capacity:
+    """What the search found."""
+
+    rate_per_s: float
+    low_per_s: float
+    high_per_s: float
+    """Of rate_per_s, at 95 %."""
+    criterion: str
+    """That is reached first."""
+    probes: tuple[Probe, ...]
+    reference_servers: int | None
+    """Of the queue that took out the luck of the arrivals; None: no queue was like this server."""
+    is_precise: bool
+    """Whether the interval is as narrow as asked; else the budget ended the search."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Probe:
+    """One measurement and what the search made of it."""
+
+    rate_per_s: float
+    requests: int
+    seconds: float
+    shares: dict[str, float]
+    """Bad shares by criterion, as seen."""
+    is_over: bool
+    is_growing: bool
+    stage: Literal["bracket", "refine"]
+
+
+Measure = Callable[[float, float, int], Observation]
+"""(rate a second, seconds, seed) -> what was seen."""
+
+
+@dataclass(kw_only=True)
+class CapacitySearch:
+    """One search. `run` measures until the interval is narrow enough or the budget of seconds is spent."""
+
+    measure: Measure
+    criteria: Sequence[Criterion]
+    start_per_s: float = 10.0
+    most_per_s: float = 5000.0
+    precision: float = 0.03
+    """Half the interval's width over the rate."""
+    budget_s: float = 600.0
+    """Of measuring."""
+    probe_s: float = 20.0
+    """Of a precise probe, at least; enough requests for ten bad ones at the limit, at most four times as long."""
+    seed: int = 0
+    on_probe: Callable[[Probe], None] = lambda probe: None
+    _seen: list[Observation] = field(default_factory=list)
+    _probes: list[Probe] = field(default_factory=list)
+    _spent_s: float = 0.0
+
+    def run(self) -> Capacity:
+        """Search. Raises UsageError where even the first rate is too much, or the largest allowed one is not enough,
+        or the generator could not keep its schedule."""
+        good, bad = self._bracket()
+        estimate = self._refine(good, bad)
+        reference = self._reference()
+        return Capacity(
+            rate_per_s=estimate.rate_per_s,
+            low_per_s=estimate.low_per_s,
+            high_per_s=estimate.high_per_s,
+            criterion=estimate.criterion,
+            probes=tuple(self._probes),
+            reference_servers=None if reference is None else reference[1],
+            is_precise=estimate.precision <= self.precision,
+        )
+
+    # ---------------------------------------------------------------- bracket
+
+    def _bracket(self) -> tuple[float, float]:
+        """A rate that holds and one that does not, at most 1.3 apart."""
+        rate = self.start_per_s
+        good, bad = 0.0, math.inf
+        while bad == math.inf:
+            if self._probe(rate, self._quick_s(rate), "bracket").is_over:
+                bad = rate
+            elif rate >= self.most_per_s:
+                raise UsageError(
+                    f"{rate:g} requests/s are carried, and no more were allowed to be tried: raise --max-rate"
+                )
+            else:
+                good, rate = rate, min(self.most_per_s, 2 * rate)
+        while good == 0.0:
+            rate = bad / 4
+            if rate < self.start_per_s / 64:
+                raise UsageError(
+                    f"even {bad:g} requests/s miss the objective: it asks for more than this server does for one "
+                    "request"
+                )
+            if self._probe(rate, self._quick_s(rate), "bracket").is_over:
+                bad = rate
+            else:
+                good = rate
+        while bad / good > 1.3:
+            rate = math.sqrt(good * bad)
+            if self._probe(rate, self._quick_s(rate), "bracket").is_over:
+                bad = rate
+            else:
+                good = rate
+        return good, bad
+
+    def _quick_s(self, rate_per_s: float) -> float:
+        return min(self.probe_s, max(3.0, _QUICK_REQUESTS / rate_per_s))
+
+    # ---------------------------------------------------------------- refine
+
+    def _refine(self, good: float, bad: float) -> Estimate:
+        root = math.sqrt(good * bad)
+        halved = Estimate(criterion=_GROWS, rate_per_s=root, low_per_s=good, high_per_s=bad)
+        best: Estimate | None = None
+        turn = 0
+        while self._spent_s < self.budget_s and len(self._probes) < _MOST_PROBES:
+            # Without a line, in the middle of what is left.
+            rate = halved.rate_per_s if best is None else root * _SPREAD[turn % len(_SPREAD)]
+            rate = min(self.most_per_s, rate)
+            is_over = self._probe(rate, self._long_s(rate), "refine").is_over
+            turn += 1
+            found = self.estimate(near_per_s=root)
+            if found is not None:
+                # One probe's noise must not carry the search away from the bracket.
+                root = min(max(found.rate_per_s, 0.7 * good), 1.4 * bad)
+                best = found
+            elif best is None:
+                halved = _halved(halved, rate, is_over)
+                root = halved.rate_per_s
+            now = best or halved
+            if turn >= len(_SPREAD) - 1 and now.precision <= self.precision:
+                return now
+        return best or halved
+
+    def _long_s(self, rate_per_s: float) -> float:
+        strictest = min((each.limit for each in self.criteria if each.limit > 0), default=0.01)
+        return min(4 * self.probe_s, max(self.probe_s, 10 / strictest / rate_per_s))
+
+    def _probe(self, rate_per_s: float, seconds: float, stage: Literal["bracket", "refine"]) -> Probe:
+        seen = self.measure(rate_per_s, seconds, self.seed + len(self._probes))
+        if seen.invalid and not seen.is_growing:
+            raise UsageError(f"the generator could not send {rate_per_s:.4g} requests/s: {seen.invalid[0]}")
+        self._spent_s += seconds
+        shares = {each.name: float(np.mean(each.bad(seen))) if len(seen.arrivals_s) else 1.0 for each in self.criteria}
+        probe = Probe(
+            rate_per_s=rate_per_s,
+            requests=len(seen.arrivals_s),
+            seconds=seconds,
+            shares=shares,
+            is_over=seen.is_growing or any(shares[each.name] > each.limit for each in self.criteria),
+            is_growing=seen.is_growing,
+            stage=stage,
+        )
+        self._probes.append(probe)
+        self._seen.append(seen)
+        self.on_probe(probe)
+        return probe
+
+    # ---------------------------------------------------------------- estimate
+
+    def estimate(self, *, near_per_s: float) -> Estimate | None:
+        """The smallest root of all criteria, from the probes near this rate; None where they give none."""
+        reference = self._reference()
+        found = [
+            estimate
+            for each in self.criteria
+            if each.limit > 0 and (estimate := self._root(each, near_per_s, reference)) is not None
+        ]
+        return min(found, key=lambda each: each.rate_per_s, default=None)
+
+    def _reference(self) -> tuple[float, int] | None:
+        """Service time and servers of the queue that is most like the server; None where none is."""
+        runs = [(each.arrivals_s, each.latencies_s) for each in self._seen if not each.is_growing]
+        finite = [latencies[np.isfinite(latencies)] for _, latencies in runs]
+        latencies_s = np.concatenate(finite) if finite else np.empty(0)
+        if len(latencies_s) < _QUICK_REQUESTS:
+            return None
+        # What an idle server takes: the fastest answers, less the very luckiest.
+        service_s = float(np.quantile(latencies_s, 0.05))
+        servers = likeliest_servers(runs[-6:], service_s=service_s)
+        return None if servers is None else (service_s, servers)
+
+    def _root(self, criterion: Criterion, near_per_s: float, reference: tuple[float, int] | None) -> Estimate | None:
+        points = []
+        for seen in self._seen:
+            if 1 / _NEAR <= seen.rate_per_s / near_per_s <= _NEAR and len(seen.arrivals_s) >= 5 * _BLOCKS:
+                share, variance = share_of(criterion, seen, reference)
+                if share > 0:
+                    points.append((math.log(seen.rate_per_s), math.log(share), variance / share**2))
+        if len({point[0] for point in points}) < 2:
+            return None
+        x, y, variances = (np.array(each) for each in zip(*points, strict=True))
+        # A probe whose blocks happened to agree must not outweigh all others.
+        weights = 1 / np.maximum(variances, 0.1 * float(np.median(variances)) + 1e-12)
+        design = np.stack([np.ones_like(x), x - math.log(near_per_s)], axis=1)
+        covariance = np.linalg.inv(design.T @ (weights[:, None] * design))
+        level, slope = covariance @ design.T @ (weights * y)
+        if slope <= 0.5:
+            return None
+        # Where the points scatter by more than their own variances say, the interval grows with them.
+        spare = len(x) - 2
+        scatter = float(weights @ (y - design @ [level, slope]) ** 2) / spare if spare > 0 else 1.0
+        covariance = covariance * max(1.0, scatter)
+        at = (math.log(criterion.limit) - level) / slope
+        gradient = np.array([-1 / slope, -at / slope])
+        deviation = math.sqrt(float(gradient @ covariance @ gradient))
+        root = near_per_s * math.exp(at)
+        return Estimate(
+            criterion=criterion.name,
+            rate_per_s=root,
+            low_per_s=root * math.exp(-_Z95 * deviation),
+            high_per_s=root * math.exp(_Z95 * deviation),
+        )
+
+
+def _halved(between: Estimate, rate_per_s: float, is_over: bool) -> Estimate:
+    low = between.low_per_s if is_over else max(between.low_per_s, rate_per_s)
+    high = min(between.high_per_s, rate_per_s) if is_over else between.high_per_s
+    return Estimate(criterion=between.criterion, rate_per_s=math.sqrt(low * high), low_per_s=low, high_per_s=high)
+
+
+def share_of(
+    criterion: Criterion, seen: Observation, reference: tuple[float, int] | None = None
+) -> tuple[float, float]:
+    """Share of bad requests in the long run at this rate, and its variance from blocks of consecutive requests.
+
+    With a reference queue, less what the luck of these arrivals made of it. The share may come out negative, where
+    few were bad and the arrivals were kind.
+    """
+    bad_N = criterion.bad(seen).astype(np.float64)
+    if reference is not None and criterion.bound_s is not None:
+        service_s, servers = reference
+        late_N = sojourns_s(seen.arrivals_s, service_s=service_s, servers=servers) > criterion.bound_s
+        expected = late_share(
+            rate_per_s=seen.rate_per_s, service_s=service_s, servers=servers, bound_s=criterion.bound_s
+        )
+        luck_N = late_N.astype(np.float64) - expected
+        bad_B, luck_B = _block_means(bad_N), _block_means(luck_N)
+        variance = float(np.var(luck_B))
+        if variance > 0:
+            weight = float(np.cov(bad_B, luck_B, bias=True)[0, 1]) / variance
+            bad_N = bad_N - weight * luck_N
+    means_B = _block_means(bad_N)
+    return float(np.mean(bad_N)), float(np.var(means_B, ddof=1)) / len(means_B)
+
+
+def _block_means(values_N: NDArray[Any]) -> NDArray[np.float64]:
+    return np.array([block.mean() for block in np.array_split(values_N, _BLOCKS)])

@@ -1,0 +1,170 @@
+"""Two runs beside each other: what changed, and how sure one can be of it.
+
+Requests of one moment share the server's queue, so that they are no independent draws. Whole blocks of consecutive
+seconds are: the moving-block bootstrap (Kuensch, 1989) draws blocks with replacement, counts their figures, and does so
+many times; the middle 95 % of the changes is the interval. Pure, seeded, NumPy only.
+
+Shape legend: S seconds, V distinct latencies, R repetitions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loadtests.run_result import RunResult, Second
+from split_inference.errors import UsageError
+
+REPETITIONS: Final = 1000
+# Long beside a busy period of a server that keeps up, short enough for a minute's run to have a dozen.
+BLOCK_S: Final = 5
+CONFIDENCE: Final = 0.95
+LATENCIES: Final = (("p50_ms", 0.50), ("p95_ms", 0.95), ("p99_ms", 0.99))
+SHARES: Final = ("goodput", "errors", "rejects")
+HIGHER_IS_BETTER: Final = frozenset({"goodput", "good_per_s"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """One figure of both runs."""
+
+    name: str
+    before: float
+    after: float
+    low: float
+    """Of the change after - before, with `high` the middle CONFIDENCE of what chance alone leaves open."""
+    high: float
+
+    @property
+    def change(self) -> float:
+        """After less before."""
+        return self.after - self.before
+
+    @property
+    def verdict(self) -> str:
+        """ "better", "worse", or "no difference seen" where the interval holds 0 or says nothing."""
+        if not (self.low > 0 or self.high < 0):
+            return "no difference seen"
+        return "better" if (self.low > 0) == (self.name in HIGHER_IS_BETTER) else "worse"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """All figures, and what speaks against comparing the runs at all."""
+
+    changes: tuple[Change, ...]
+    warnings: tuple[str, ...]
+
+
+def compare(before: RunResult, after: RunResult, *, seed: int = 0, repetitions: int = REPETITIONS) -> Comparison:
+    """What changed from one run to the other. Raises UsageError where one has too few seconds for an interval."""
+    rng = np.random.default_rng(seed)
+    samples = []
+    for name, run in (("first", before), ("second", after)):
+        if len(run.seconds) < 2 * BLOCK_S:
+            raise UsageError(
+                f"the {name} run has {len(run.seconds)} seconds; an interval needs {2 * BLOCK_S}: run for longer"
+            )
+        samples.append(_figures_of_resamples(run, rng, repetitions))
+    found = (_figures(before), _figures(after))
+    changes = []
+    for name in found[0]:
+        differences = samples[1][name] - samples[0][name]
+        differences = differences[np.isfinite(differences)]
+        edge = (1 - CONFIDENCE) / 2
+        low, high = np.quantile(differences, (edge, 1 - edge)) if len(differences) else (math.nan, math.nan)
+        changes.append(Change(name=name, before=found[0][name], after=found[1][name], low=float(low), high=float(high)))
+    return Comparison(changes=tuple(changes), warnings=tuple(_warnings(before, after)))
+
+
+def _figures(run: RunResult) -> dict[str, float]:
+    counts = run.counts
+    intended = max(1, counts.intended)
+    percentiles_s = run.latency.percentiles([share for _, share in LATENCIES])
+    return {
+        **{name: 1000 * value_s for (name, _), value_s in zip(LATENCIES, percentiles_s, strict=True)},
+        "goodput": counts.good / intended,
+        "good_per_s": run.goodput_per_s,
+        "errors": (run.failed_count + counts.wrong) / intended,
+        "rejects": run.refused_count / intended,
+    }
+
+
+def _figures_of_resamples(run: RunResult, rng: np.random.Generator, repetitions: int) -> dict[str, NDArray[np.float64]]:
+    """Each figure of `repetitions` runs made of this one's blocks, [R]."""
+    seconds = run.seconds
+    weights_RS = _block_weights(len(seconds), rng, repetitions)
+    latency_SV, values_s_V = _latency_table(seconds)
+    below_RV = np.cumsum(weights_RS @ latency_SV, axis=1)
+    answered_R = below_RV[:, -1] if below_RV.shape[1] else np.zeros(repetitions)
+    found: dict[str, NDArray[np.float64]] = {}
+    for name, share in LATENCIES:
+        if not len(values_s_V):
+            found[name] = np.full(repetitions, np.nan)
+            continue
+        ranks_R = np.maximum(1, np.ceil(share * answered_R - 1e-9))
+        place_R = np.minimum((below_RV < ranks_R[:, None]).sum(axis=1), len(values_s_V) - 1)
+        found[name] = np.where(answered_R > 0, 1000 * values_s_V[place_R], np.nan)
+    counts_S = {
+        name: np.array([getattr(each, name) for each in seconds], np.float64)
+        for name in ("intended", "good", "refused", "failed", "answered")
+    }
+    sums_R = {name: weights_RS @ each_S for name, each_S in counts_S.items()}
+    intended_R = np.maximum(1, sums_R["intended"])
+    # Seconds do not say which answers were wrong; over the whole run their share of the answers is known.
+    wrong_share = run.counts.wrong / max(1, run.counts.answered)
+    found["goodput"] = sums_R["good"] / intended_R
+    found["good_per_s"] = sums_R["good"] / len(seconds)
+    found["errors"] = (sums_R["failed"] + wrong_share * sums_R["answered"]) / intended_R
+    found["rejects"] = sums_R["refused"] / intended_R
+    return found
+
+
+def _block_weights(seconds: int, rng: np.random.Generator, repetitions: int) -> NDArray[np.float64]:
+    """How often each second is in each resample [R, S]: moving blocks, in a circle so that all seconds count alike."""
+    blocks = math.ceil(seconds / BLOCK_S)
+    starts = rng.integers(0, seconds, (repetitions, blocks, 1))
+    places = (starts + np.arange(BLOCK_S)).reshape(repetitions, -1)[:, :seconds] % seconds
+    weights = np.zeros((repetitions, seconds))
+    np.add.at(weights, (np.arange(repetitions)[:, None], places), 1.0)
+    return weights
+
+
+def _latency_table(seconds: tuple[Second, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Counts by second and latency [S, V], and the latencies [V] in order."""
+    rows: list[dict[float, int]] = []
+    for each in seconds:
+        row: dict[float, int] = {}
+        for edge_s, count in each.latency.buckets():
+            row[edge_s] = row.get(edge_s, 0) + count
+        rows.append(row)
+    values = sorted({edge_s for row in rows for edge_s in row})
+    place = {edge_s: index for index, edge_s in enumerate(values)}
+    table = np.zeros((len(rows), len(values)))
+    for index, row in enumerate(rows):
+        for edge_s, count in row.items():
+            table[index, place[edge_s]] = count
+    return table, np.array(values)
+
+
+def _warnings(before: RunResult, after: RunResult) -> list[str]:
+    found = []
+    for name, run in (("first", before), ("second", after)):
+        found += [f"the {name} run is INVALID: {reason}" for reason in run.generator.invalid]
+
+    def differ(what: str, of_before: Any, of_after: Any) -> None:
+        if of_before != of_after:
+            found.append(f"the runs differ in {what}: {of_before} and {of_after}")
+
+    differ("experiment", before.experiment, after.experiment)
+    differ("rate", before.planned.rate_per_s, after.planned.rate_per_s)
+    differ("deadline in seconds", before.deadline_s, after.deadline_s)
+    differ("kind of loop", *("open" if each.open_loop else "closed" for each in (before, after)))
+    differ("models", *([model.name for model in each.models] for each in (before, after)))
+    differ("digests", *([model.digest[:12] for model in each.models] for each in (before, after)))
+    differ("options sent", sorted(before.by_option), sorted(after.by_option))
+    return found
