@@ -42,7 +42,7 @@ try:
     RunOptions.of(options, host=options.host)
 except SplitInferenceError as error:
     sys.exit(str(error))
-known = ("headless", "master", "worker", "expect_workers", "master_host", "host")
+known = ("headless", "slo", "master", "worker", "expect_workers", "master_host", "host")
 print(json.dumps({name: getattr(options, name) for name in known}))
 """
 
@@ -257,12 +257,42 @@ def _of_locust(job: Document, words: Sequence[str], overlay: Overlay) -> Iterato
             yield f"expects {options['expect_workers']} workers; {count} are started"
         if not options["headless"]:
             yield "is not --headless, and would wait for somebody at its web page"
+        if not options["slo"]:
+            yield "no --slo: nobody judges the run"
+        yield from _objective(options["slo"], job, overlay)
     if options["worker"]:
         names = {name_of(service) for service in overlay.of_kind("Service")}
         if options["master_host"] not in names:
             yield f"looks for its master at {options['master_host']}, which is no Service"
         if job["spec"].get("parallelism") != job["spec"].get("completions"):
             yield "not all workers run at the same time"
+
+
+def _objective(path: str, job: Document, overlay: Overlay) -> Iterator[str]:
+    """The file of --slo, read by the load tests' own reader; that it is there is references.py's business."""
+    spec = job["spec"]["template"]["spec"]
+    volumes = {volume["name"]: volume for volume in spec.get("volumes", [])}
+    for mount in spec["containers"][0].get("volumeMounts", []):
+        name = (volumes.get(mount["name"], {}).get("configMap") or {}).get("name")
+        config_map = overlay.find("ConfigMap", name) if name else None
+        text = (config_map or {}).get("data", {}).get(path.removeprefix(f"{mount['mountPath']}/"))
+        if text is not None:
+            yield from _slo(text)
+
+
+@cache
+def _slo(text: str) -> tuple[str, ...]:
+    from loadtests.slo import read_slo
+    from split_inference.errors import SplitInferenceError
+
+    with tempfile.TemporaryDirectory(prefix="si-slo-") as folder:
+        file = Path(folder, "slo.yaml")
+        file.write_text(text, encoding="utf-8")
+        try:
+            read_slo(file)
+        except SplitInferenceError as error:
+            return (str(error).replace(f"{file}", "slo.yaml"),)
+    return ()
 
 
 def _words(job: Document) -> list[str]:

@@ -605,6 +605,12 @@ def more_workers_than_the_master_expects(documents):
     one(documents, "Job", "locust-workers")["spec"].update(completions=3, parallelism=3)
 
 
+@mistake("arguments", "unknown key", overlay="local-cpu")
+def typo_in_the_objective(documents):
+    data = next(each for each in documents if name_of(each).startswith("loadtest-slo"))["data"]
+    data["slo.yaml"] = data["slo.yaml"].replace("min_goodput:", "goodput:")
+
+
 @mistake("arguments", "num-cpu")
 def start_param_with_a_typo(documents):
     params = group(documents)["rayStartParams"]
