@@ -9,12 +9,16 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := torch==2.13.0
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+RAY := $(shell sed -n 's/.*ray\[serve\]==\([0-9.]*\).*/\1/p' pyproject.toml)
+# docker or podman.
+CONTAINER ?= $(shell command -v docker || command -v podman)
 
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev demo serve check-config test test-fast check format verify \
-	bench-codec bench-serving bench-overload bench-fleet bench-clocks bench-policies bench-load bench-capacity loadtest chaos soak compile grpc dashboards fuzz-wire accuracy accuracy-embedded accuracy-mobilenet train clean
+	bench-codec bench-serving bench-overload bench-fleet bench-clocks bench-policies bench-load bench-capacity loadtest chaos soak compile grpc dashboards k8s-serve-config k8s-check k8s-local-e2e images image-cuda image-edge-arm64 fuzz-wire accuracy accuracy-embedded accuracy-mobilenet train clean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -106,8 +110,29 @@ soak: $(VENV)/.installed-dev  ## Mixed load for MINUTES=30; memory of every proc
 compile: $(VENV)/.installed  ## Compile the tails that config.yaml asks for, so that no replica has to
 	$(BIN)/split-inference compile config.yaml
 
-dashboards: $(VENV)/.installed  ## Generate the Grafana dashboard from the metrics
+dashboards: $(VENV)/.installed  ## Write the Grafana dashboards: ours from the metrics, and those of the installed Ray
 	$(BIN)/python -m scripts.make_dashboard
+
+k8s-serve-config: $(VENV)/.installed  ## Make k8s/'s Serve configs and flags from config.yaml and serve_app/serve.py
+	$(BIN)/python -m scripts.make_serve_config
+
+k8s-check: $(VENV)/.installed-dev  ## Check the Kubernetes manifests without a cluster: schemas, Pod Security, Ray's own autoscaler, ...
+	$(BIN)/python -m k8s.checks
+
+k8s-local-e2e: $(VENV)/.installed-dev  ## Run what overlays/local-cpu says, pod by pod, on this machine: Ray cluster, fleet, Locust
+	$(BIN)/python -m k8s.local_e2e
+
+images:  ## Build the serve, edge and loadtest images (docker or podman; CONTAINER=podman chooses)
+	@test -n "$(CONTAINER)" || { echo "docker or podman is needed: make CONTAINER=/path/to/one images"; exit 2; }
+	$(CONTAINER) build -f k8s/images/serve.Dockerfile -t split-inference-serve:$(VERSION)-ray$(RAY) .
+	$(CONTAINER) build -f k8s/images/edge.Dockerfile -t split-inference-edge:$(VERSION) .
+	$(CONTAINER) build -f k8s/images/loadtest.Dockerfile -t split-inference-loadtest:$(VERSION) .
+
+image-cuda:  ## Build the serve image with CUDA, several gigabytes
+	$(CONTAINER) build -f k8s/images/serve.Dockerfile --build-arg TORCH_INDEX= -t split-inference-serve:$(VERSION)-ray$(RAY)-cuda .
+
+image-edge-arm64:  ## Build the edge image for arm64 boards (needs QEMU or an arm64 builder)
+	$(CONTAINER) build --platform linux/arm64 -f k8s/images/edge.Dockerfile -t split-inference-edge:$(VERSION)-arm64 .
 
 grpc: $(VENV)/.installed-dev  ## Generate the gRPC code from its proto
 	$(BIN)/python scripts/generate_grpc.py

@@ -78,11 +78,12 @@ def infer(
 
     `split-inference infer photo.jpg --url http://127.0.0.1:8000 --at layer2 --codec u3+zstd --json`
     """
+    from edge_sim.transport import read_token
     from split_inference.calibration import load_calibration
     from split_inference.inputs import read_inputs
 
     files = read_inputs(inputs, limit=limit)
-    token = _read_token(token_file)
+    token = read_token(token_file)
     calibrated = load_calibration(calibration) if calibration is not None else None
 
     async def ask() -> dict[str, Any]:
@@ -166,16 +167,6 @@ def demo(
     if as_json:
         print_json(_demo_json(result, missed=bool(code)))
     raise typer.Exit(code)
-
-
-def _read_token(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not text"
-        raise UsageError(f"cannot read the token file {path}: {reason}") from error
 
 
 async def _ask_for_model(transport: Any, url: str, name: str | None, timeout_s: float) -> tuple[str, str]:

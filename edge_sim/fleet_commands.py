@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edge_sim.fleet import Shard
     from edge_sim.fleet_run import Progress, RunnableHeads, RunResult
     from edge_sim.scenario import Scenario
+    from edge_sim.transport import Access
     from split_inference.payload_file import PayloadHeader
 
 INTERRUPTED = 130
@@ -48,6 +49,13 @@ RunsOption = Annotated[Path, typer.Option("--runs", help="Folder in which the ru
 TracesOption = Annotated[
     Path | None, typer.Option("--traces", help="Folder with the traces that link profiles name; they are not ours.")
 ]
+TokenOption = Annotated[Path | None, typer.Option("--token-file", help="File with the bearer token for the server.")]
+InsecureTokenOption = Annotated[
+    bool, typer.Option("--insecure-token", help="Send the token over plain http:// beyond this machine.")
+]
+CaOption = Annotated[
+    Path | None, typer.Option("--ca", help="PEM file with the certificates to trust instead of the system's.")
+]
 
 
 def main() -> None:
@@ -67,6 +75,9 @@ def run_command(
     ] = None,
     traces: TracesOption = None,
     url: Annotated[str | None, typer.Option(help="The server, instead of the scenario's.")] = None,
+    token_file: TokenOption = None,
+    insecure_token: InsecureTokenOption = False,
+    ca: CaOption = None,
     yes: Annotated[bool, typer.Option("--yes", help="Send load to a host that is not this machine.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -79,14 +90,24 @@ def run_command(
     `python -m edge_sim run edge_sim/scenarios/mixed.yaml`
 
     `python -m edge_sim run wall.yaml --url http://127.0.0.1:8000 --shard 0/4 --json`
+
+    `python -m edge_sim run wall.yaml --url https://edge.example --token-file phones.token --yes`
     """
     from edge_sim.scenario import read_scenario
+    from edge_sim.transport import Access, read_token
 
     found = read_scenario(scenario)
     if url is not None:
         found = found.model_copy(update={"server": found.server.model_copy(update={"url": url})})
     result, assumed = _run(
-        found, base=scenario.parent, runs=runs, shard=_shard(shard), traces=traces, yes=yes, quiet=as_json
+        found,
+        base=scenario.parent,
+        runs=runs,
+        shard=_shard(shard),
+        traces=traces,
+        yes=yes,
+        quiet=as_json,
+        access=Access(token=read_token(token_file), ca=ca, allow_insecure_token=insecure_token),
     )
     _finish(result, assumed, as_json=as_json)
 
@@ -272,15 +293,20 @@ def _run(
     traces: Path | None,
     yes: bool,
     quiet: bool,
+    access: Access | None = None,
 ) -> tuple[RunResult, list[str]]:
-    from edge_sim.fleet_run import model_profiles, run_scenario
+    from edge_sim.fleet_run import NO_TOKEN, model_profiles, run_scenario
     from edge_sim.hardware import ProfileHardware
     from edge_sim.recorder import new_run_folder
-    from edge_sim.transport import is_loopback
+    from edge_sim.transport import is_loopback, refuse_exposed_token
+
+    access = access or NO_TOKEN
 
     if scenario.clock == "wall" and scenario.server.url and not yes and not is_loopback(_host(scenario.server.url)):
         raise UsageError(f"{scenario.server.url} is not this machine: say --yes if load may go there")
     # Before a folder is made.
+    if scenario.server.url:
+        refuse_exposed_token(scenario.server.url, access.token, allowed=access.allow_insecure_token)
     check_names(scenario, base=base, traces=traces)
     hardware = ProfileHardware(folder=base, traces=traces)
     models = model_profiles(scenario, base)
@@ -299,6 +325,7 @@ def _run(
             base=base,
             shard=shard,
             make_heads=_make_heads if scenario.compute == "real" else None,
+            access=access,
             watch=(lambda progress: None) if quiet else (lambda progress: live.update(_live(progress, scenario))),
         )
     return result, hardware.assumed
@@ -502,8 +529,9 @@ def worker(
     at: Annotated[str | None, typer.Option(help="Split point, where there is no calibration.")] = None,
     codec: Annotated[str | None, typer.Option(help="Codec, where there is no calibration.")] = None,
     name: Annotated[str, typer.Option(help="This device's name in the records.")] = "device",
-    token_file: Annotated[Path | None, typer.Option(help="File with the bearer token for the server.")] = None,
-    ca: Annotated[Path | None, typer.Option(help="PEM file with the certificates to trust.")] = None,
+    token_file: TokenOption = None,
+    insecure_token: InsecureTokenOption = False,
+    ca: CaOption = None,
     seed: Annotated[int, typer.Option(help="Of the moments.")] = 0,
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
@@ -522,6 +550,7 @@ def worker(
     from edge_sim.fleet_run import FleetRecorder
     from edge_sim.real_worker import RealWorker
     from edge_sim.recorder import RunRecorder, new_run_folder
+    from edge_sim.transport import read_token
     from split_inference.calibration import EMBEDDED_CALIBRATION, load_calibration
     from split_inference.cli import load_with_notice
     from split_inference.inputs import read_inputs
@@ -533,7 +562,7 @@ def worker(
         raise UsageError("say --at and --codec, or --calibration: there is no calibration for this model")
     if at is not None and codec is None:
         raise UsageError("--at needs --codec")
-    token = token_file.read_text(encoding="utf-8").strip() if token_file is not None else None
+    token = read_token(token_file)
     folder = new_run_folder(runs)
     facts = {
         "scenario_name": "worker",
@@ -546,7 +575,15 @@ def worker(
     async def live(writer: FleetRecorder) -> None:
         split_point = at or (chosen.split_point if chosen is not None else "")
         async with EdgeClient(
-            url, loaded, split_point, codec, calibration=chosen, token=token, ca=ca, timeout_s=deadline
+            url,
+            loaded,
+            split_point,
+            codec,
+            calibration=chosen,
+            token=token,
+            allow_insecure_token=insecure_token,
+            ca=ca,
+            timeout_s=deadline,
         ) as client:
             device = RealWorker(client, files, writer, name=name, seed=seed, label_of=lambda item: item.label)
             await device.live(rate_per_s=rate, seconds=seconds, deadline_s=deadline)

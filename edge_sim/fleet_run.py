@@ -26,7 +26,7 @@ from edge_sim.request_record import Request, line_of
 from edge_sim.scenario import Scenario
 from edge_sim.server_model import ServerModel
 from edge_sim.server_profile import BatchTimes, ServerProfile, quantile
-from edge_sim.transport import HttpTransport
+from edge_sim.transport import Access, HttpTransport
 from edge_sim.virtual_clock import VirtualClock
 from edge_sim.worker import Heads
 from split_inference.errors import UsageError
@@ -41,6 +41,7 @@ ASSUMED_SERVICE_S = 0.01
 # What may still be under way after the last deadline: the clock's own lateness.
 _GRACE_S = 1.0
 _LINES = 2000
+NO_TOKEN = Access()
 # Over how many answers a live mean goes.
 RECENT = 10
 
@@ -132,10 +133,12 @@ def run_scenario(
     shard: Shard | None = None,
     watch: Callable[[Progress], None] = lambda progress: None,
     make_heads: MakeHeads | None = None,
+    access: Access = NO_TOKEN,
 ) -> RunResult:
     """Run it and write the run. `base` is the folder that the scenario's own paths start from.
 
-    `make_heads` is needed where the scenario's `compute` is real: real_heads.RealHeads, which brings torch.
+    `make_heads` is needed where the scenario's `compute` is real: real_heads.RealHeads, which brings torch. `access` is
+    the real server's, on the wall clock.
     Raises UsageError for what cannot be run. Ctrl-C ends the run; what was recorded until then stays.
     """
     header = {
@@ -153,7 +156,9 @@ def run_scenario(
             if scenario.clock == "virtual":
                 ended = _run_virtual(scenario, writer, hardware, models, base, shard, watch)
             else:
-                ended = asyncio.run(_run_wall(scenario, writer, hardware, models, base, shard, watch, make_heads))
+                ended = asyncio.run(
+                    _run_wall(scenario, writer, hardware, models, base, shard, watch, make_heads, access)
+                )
         finally:
             writer.flush()
     late_s = np.asarray(writer.late_s) if writer.late_s else np.zeros(1)
@@ -263,10 +268,17 @@ async def _run_wall(
     shard: Shard | None,
     watch: Callable[[Progress], None],
     make_heads: MakeHeads | None,
+    access: Access,
 ) -> _Ended:
     assert scenario.server.url is not None
     clock = WallClock()
-    transport = HttpTransport(scenario.server.url, connections=MAX_CONNECTIONS)
+    transport = HttpTransport(
+        scenario.server.url,
+        token=access.token,
+        ca=access.ca,
+        allow_insecure_token=access.allow_insecure_token,
+        connections=MAX_CONNECTIONS,
+    )
     with contextlib.ExitStack() as files:
         servers = _http_servers(scenario, base, transport, clock, files)
         heads = _heads(scenario, servers, base, make_heads, files)

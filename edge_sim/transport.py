@@ -46,6 +46,29 @@ class Response:
     body: bytes
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Access:
+    """How a server lets one in."""
+
+    token: str | None = field(default=None, repr=False)
+    """Bearer token; None where nobody is asked for one."""
+    ca: Path | None = None
+    """PEM file with the certificates to trust instead of the system's."""
+    allow_insecure_token: bool = False
+    """Whether the token may travel over plain http:// beyond this machine."""
+
+
+def read_token(path: Path | None) -> str | None:
+    """The token in a file, or None without one. Raises UsageError where it cannot be read."""
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise UsageError(f"cannot read the token file {path}: {reason}") from error
+
+
 class Transport(Protocol):
     """A way to one server."""
 

@@ -1,6 +1,7 @@
-"""Writes the Grafana dashboard of the server's metrics from the table in serve_app/metrics.py; `--check` compares.
+"""Writes the Grafana dashboards in k8s/dashboards; `--check` compares.
 
-One panel for each metric of the table, so that a new metric is on the dashboard with the next `make dashboards`.
+Ours is made from the table in serve_app/metrics.py, one panel for each metric, so that a new metric is on the dashboard
+with the next `make dashboards`. Those of Ray and Ray Serve are made by the Ray that is installed, so that they fit it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any
 
 from serve_app.metrics import METRICS, Metric
 
-FILE = Path(__file__).resolve().parents[1] / "k8s" / "dashboards" / "serving.json"
+FOLDER = Path(__file__).resolve().parents[1] / "k8s" / "dashboards"
+FILE = FOLDER / "serving.json"
 # A panel's window follows the scrape interval, whatever that is.
 WINDOW = "$__rate_interval"
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
@@ -97,23 +99,36 @@ def _unit(metric: Metric) -> str:
 
 
 def rendered() -> str:
-    """The file's content."""
+    """The content of our own dashboard's file."""
     return json.dumps(dashboard(), indent=2) + "\n"
+
+
+def ray_dashboards() -> dict[Path, str]:
+    """Files of Ray's own dashboards: the cluster's, Serve's, and Serve's by deployment."""
+    from ray.dashboard.modules.metrics import grafana_dashboard_factory as factory
+
+    made = {
+        "ray-default.json": factory.generate_default_grafana_dashboard(),
+        "ray-serve.json": factory.generate_serve_grafana_dashboard(),
+        "ray-serve-deployment.json": factory.generate_serve_deployment_grafana_dashboard(),
+    }
+    return {FOLDER / name: json.dumps(json.loads(text), indent=1) + "\n" for name, (text, _) in made.items()}
 
 
 def main() -> int:
     """Write, or compare."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where the file differs")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where a file differs")
     options = parser.parse_args()
-    if options.check:
-        if not FILE.is_file() or FILE.read_text() != rendered():
-            print(f"{FILE} is not what the metrics give; run make dashboards", file=sys.stderr)
-            return 1
-        return 0
-    FILE.parent.mkdir(parents=True, exist_ok=True)
-    FILE.write_text(rendered())
-    return 0
+    files = {FILE: rendered(), **ray_dashboards()}
+    differing = [file for file, text in files.items() if not file.is_file() or file.read_text() != text]
+    for file in differing:
+        if options.check:
+            print(f"{file} is not what make dashboards writes; run it", file=sys.stderr)
+        else:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(files[file])
+    return 1 if options.check and differing else 0
 
 
 if __name__ == "__main__":

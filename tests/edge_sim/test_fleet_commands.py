@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from edge_sim.transport import Response
+from tests.edge_sim.loopback import handler_of, http_server
+
 ROOT = Path(__file__).resolve().parents[2]
 MIXED = ROOT / "edge_sim" / "scenarios" / "mixed.yaml"
 pytestmark = pytest.mark.slow
@@ -97,3 +100,53 @@ def test_load_goes_to_this_machine_only_unless_told_otherwise(tmp_path):
     result = edge_sim("run", file, "--runs", tmp_path)
     assert result.returncode == 2
     assert "--yes" in result.stderr
+
+
+def test_a_token_goes_over_plain_http_to_this_machine_only_unless_told_otherwise(tmp_path):
+    content = yaml.safe_load(MIXED.read_text())
+    (tmp_path / "some.payloads").write_bytes(b"")
+    (tmp_path / "token").write_text("si_secret\n")
+    content |= {"clock": "wall", "server": {"url": "http://192.0.2.1:8000"}, "faults": []}
+    content["models"] = {"mobilenet": {"payloads": "some.payloads"}}
+    file = tmp_path / "away.yaml"
+    file.write_text(yaml.safe_dump(content))
+    result = edge_sim("run", file, "--runs", tmp_path / "runs", "--yes", "--token-file", tmp_path / "token")
+    assert result.returncode == 2
+    assert "in the clear" in result.stderr
+    assert "--insecure-token" in result.stderr
+    assert "si_secret" not in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_every_device_of_a_fleet_shows_the_token(tmp_path):
+    samples = ROOT / "split_inference" / "embedded" / "samples"
+    made = edge_sim(
+        "payloads", "embedded:resnet20-cifar10", "--inputs", samples, "--limit", 2, "--out", tmp_path / "r20.payloads"
+    )
+    assert made.returncode == 0, made.stderr
+    (tmp_path / "token").write_text("si_secret\n")
+    group = {
+        "name": "phones",
+        "count": 2,
+        "device": "pi-4b",
+        "link": {"profile": "wifi"},
+        "model": "resnet20-cifar10",
+        "policy": {"kind": "server_only"},
+        "arrivals": {"kind": "periodic", "rate_per_s": 4.0},
+    }
+    content: dict[str, object] = {"version": 1, "clock": "wall", "duration_s": 1, "groups": [group]}
+    content["models"] = {"resnet20-cifar10": {"payloads": "r20.payloads"}}
+    shown = set()
+
+    def answer(request):
+        shown.add(request.headers.get("authorization"))
+        return Response(status=401, headers={}, body=b'{"error": "UnauthorizedError"}')
+
+    with http_server(handler_of(answer)) as url:
+        content["server"] = {"url": url}
+        file = tmp_path / "wall.yaml"
+        file.write_text(yaml.safe_dump(content))
+        result = edge_sim("run", file, "--runs", tmp_path, "--token-file", tmp_path / "token", "--json")
+    # Refused, devices answer themselves.
+    assert json.loads(result.stdout)["outcomes"].keys() == {"answered_locally"}, result.stderr
+    assert shown == {"Bearer si_secret"}

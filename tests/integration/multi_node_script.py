@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -138,8 +139,42 @@ def cold(board: Any) -> dict[str, Any]:
     return {"before": before, "answered": answered, "wake_s": wake_s, "after": states("cold")}
 
 
+def drained(board: Any) -> dict[str, Any]:
+    """A node asked to drain gives its replica up once another one answers; no request is lost meanwhile."""
+    from serve_app.drain_node import raylets, replicas
+
+    # Of the two nodes with a GPU, one has it and the other one has to take over.
+    deploy("drained", board, num_replicas=1, graceful_shutdown_timeout_s=5, ray_actor_options={"num_gpus": 1})
+    wait_for(lambda: states("drained") == {"RUNNING": 1})
+    handle = handle_of("drained")
+    before = handle.remote().result(timeout_s=20)
+    command = [sys.executable, "-m", "serve_app.drain_node", "--node-id", before, "--deadline", "40"]
+    began_s = time.monotonic()
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    answers = []
+    try:
+        while process.poll() is None:
+            answers.append(handle.remote().result(timeout_s=20))
+        error = process.communicate(timeout=5)[1]
+    finally:
+        process.kill()
+    took_s = time.monotonic() - began_s
+    left = [replicas(raylet) for raylet in raylets() if raylet.node_id == before]
+    after = handle.remote().result(timeout_s=20)
+    serve.delete("drained")
+    return {
+        "code": process.returncode,
+        "error": error,
+        "answers": len(answers),
+        "nodes": len({before, *answers}),
+        "moved": after != before,
+        "left": left,
+        "took_s": took_s,
+    }
+
+
 def main() -> int:
-    """All three, on one cluster that is gone afterwards."""
+    """All of them, on one cluster that is gone afterwards."""
     cluster = Cluster(
         initialize_head=True,
         head_node_args={
@@ -155,7 +190,7 @@ def main() -> int:
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[2])})
         board = Board.remote()  # type: ignore[attr-defined]
-        found = {"packed": packed(board), "scaled": scaled(board), "cold": cold(board)}
+        found = {"packed": packed(board), "scaled": scaled(board), "cold": cold(board), "drained": drained(board)}
         print(json.dumps(found), flush=True)
     finally:
         serve.shutdown()

@@ -1,4 +1,4 @@
-"""Placement on fractions of GPUs that are not there, and scaling, on a real cluster of three nodes on this machine."""
+"""Placement on fractions of GPUs that are not there, scaling and draining, on a real cluster of three nodes here."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from edge_sim.server_process import free_port
 
 SCRIPT = Path(__file__).with_name("multi_node_script.py")
 ROOT = Path(__file__).resolve().parents[2]
+# All of the cluster's work is in the fixture: a minute on a machine that does nothing else.
+pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +69,13 @@ def test_a_cold_model_has_no_replica_and_its_first_request_gets_one(found):
     assert found["cold"]["before"] == {}
     assert found["cold"]["answered"]
     assert found["cold"]["after"] == {}
+
+
+def test_a_drained_node_loses_its_replica_only_when_another_one_answers(found):
+    drained = found["drained"]
+    assert (drained["code"], drained["error"]) == (0, "")
+    assert drained["moved"]
+    assert drained["nodes"] == 2
+    assert drained["answers"] > 0
+    # The raylet may be gone as well: a drained node that is idle ends by itself.
+    assert sum(drained["left"]) == 0

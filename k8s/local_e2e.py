@@ -1,0 +1,501 @@
+"""`python -m k8s.local_e2e` (`make k8s-local-e2e`): what overlays/local-cpu says, run pod by pod on this machine.
+
+Nothing is written here that a manifest says: the rendered overlay gives Serve's config, environment variables, the
+options of `ray start`, the commands of the fleet and of Locust, users, mounts, the read-only root. What Kubernetes and
+its operators would do is done by hand, and only that: Services are names in /etc/hosts, Secrets are made up, the Serve
+config is put to the dashboard, workers are asked their readiness probe and their preStop.
+
+Not run, since it needs an API server or an image: the autoscaler's sidecar (the number of workers is an option), Redis
+(the head starts without fault tolerance), NetworkPolicies, limits of cores and memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import secrets
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from k8s.checks.arguments import words_of
+from k8s.checks.model import Document, Overlay, UnavailableError, name_of
+from k8s.checks.pods import Pod, pods_of, ray_container, ray_pods
+from k8s.checks.ray_rules import environment
+from k8s.checks.ray_start import GCS_PORT, ray_start_words
+from k8s.checks.render import ROOT, render
+from k8s.local_pods import (
+    INSIDE,
+    LocalContainer,
+    LocalPod,
+    enter,
+    image_environment,
+    make_bridge,
+    raise_open_files,
+    users_are_mapped,
+)
+from serve_app.serve import connections_within
+from split_inference.figures import Bound, report
+
+OVERLAY = "local-cpu"
+START_TIMEOUT_S = float(os.environ.get("T", "180"))
+# Of the operator: what it asks a worker before traffic goes there.
+PROBE = (
+    "wget --tries 1 -T 2 -q -O- http://localhost:52365/api/local_raylet_healthz | grep success && "
+    "wget --tries 1 -T 2 -q -O- http://localhost:8000/-/healthz | grep success"
+)
+EXAMPLES = """examples:
+  python -m k8s.local_e2e
+  python -m k8s.local_e2e --workers 1 --fleet-s 15
+  python -m k8s.local_e2e --keep /tmp/pods       # logs and results of every container stay there
+
+Exit code 1 where a figure misses its bound, 2 where this machine gives no namespaces or something does not start."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, go into namespaces, run."""
+    parser = argparse.ArgumentParser(
+        prog="python -m k8s.local_e2e",
+        description="Run what overlays/local-cpu says on a local Ray cluster of several nodes, without Kubernetes.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--workers", type=int, default=2, help="of the group cpu, within its min and max (%(default)s)")
+    parser.add_argument("--fleet-s", type=float, help="seconds of the fleet, instead of the scenario's own")
+    parser.add_argument("--keep", type=Path, help="leave logs and results in this folder, which is made")
+    parser.add_argument("--json", action="store_true", help="print what was found as JSON; figures go to stderr")
+    options = parser.parse_args(arguments)
+    try:
+        if os.environ.get(INSIDE) != "1":
+            return enter("k8s.local_e2e", list(sys.argv[1:] if arguments is None else arguments))
+        with _work_folder(options.keep) as folder:
+            return _Run(render(OVERLAY), folder, options).run()
+    except (UnavailableError, RuntimeError, ValueError) as error:
+        print(f"k8s.local_e2e: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        # Every process here is below this one, and ends with it.
+        return 130
+
+
+@contextlib.contextmanager
+def _work_folder(keep: Path | None) -> Iterator[Path]:
+    # Said, because a shell that starts something in the background has it ignore the first.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    if keep is not None:
+        if keep.exists():
+            raise ValueError(f"{keep} exists already; --keep makes a new folder")
+        keep.mkdir(parents=True)
+    folder = Path(tempfile.mkdtemp(prefix="si-pods-", dir="/tmp"))
+    # Pods are other users.
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        try:
+            if keep is not None:
+                shutil.copytree(folder, keep, dirs_exist_ok=True, ignore=_no_files, symlinks=True)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _no_files(folder: str, names: list[str]) -> list[str]:
+    """Sockets and roots of containers cannot be copied."""
+    return [name for name in names if name == "root" or Path(folder, name).is_socket()]
+
+
+class _Run:
+    def __init__(self, overlay: Overlay, folder: Path, options: argparse.Namespace) -> None:
+        self._overlay = overlay if options.fleet_s is None else _with_shorter_fleet(overlay, options.fleet_s)
+        self._folder = folder
+        self._options = options
+        self._name = name_of(overlay.rayservice())
+        self._payloads = folder / "payloads"
+        self._secrets = _made_up_secrets()
+        self._claims: dict[str, Path] = {}
+        self._open_files = 0
+        self._numbers = iter(range(10, 250))
+        self._pods: list[LocalPod] = []
+        self._workers: list[tuple[LocalPod, LocalContainer, Document]] = []
+        self.figures: dict[str, float] = {}
+        self.facts: dict[str, Any] = {}
+
+    def run(self) -> int:
+        low, high = self._worker_bounds()
+        if not low <= self._options.workers <= high:
+            raise ValueError(f"--workers {self._options.workers} is not within the group's {low}..{high}")
+        self._open_files = raise_open_files()
+        make_bridge()
+        self._make_payloads()
+        began_s = time.monotonic()
+        head = self._start_ray()
+        self._deploy(head)
+        ready = self._ready_workers()
+        self.figures["ready_s"] = time.monotonic() - began_s
+        self._note(f"the service is up after {self.figures['ready_s']:.0f} s; {len(ready)} workers pass their probe")
+        self._look_at_containers()
+        hosts = self._hosts(ready)
+        fleet = self._start_fleet(hosts)
+        locust = self._start_locust(hosts)
+        self._judge_locust(*locust)
+        self._judge_fleet(fleet)
+        self._drain()
+        return self._report()
+
+    def _note(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    # Ray
+
+    def _worker_bounds(self) -> tuple[int, int]:
+        group = self._overlay.rayservice()["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
+        return group["minReplicas"], group["maxReplicas"]
+
+    def _start_ray(self) -> LocalPod:
+        found = ray_pods(self._overlay)
+        head = self._pod("head", next(pod for pod in found if pod.is_head))
+        worker = next(pod for pod in found if pod.is_worker)
+        workers = [self._pod(f"worker-{index}", worker) for index in range(self._options.workers)]
+        hosts = {f"{self._name}-head-svc": head.address}
+        self._ray_container(head, next(pod for pod in found if pod.is_head), hosts)
+        self._until(lambda: self._gcs_listens(head), "the head's GCS does not listen")
+        for local in workers:
+            container = self._ray_container(local, worker, hosts)
+            self._workers.append((local, container, ray_container(worker)))
+            # One after the other: on two cores a second one is too slow for Ray, which gives up after half a minute.
+            self._until(partial(_has_started, container), f"{local.name} is not up")
+        self._note(f"Ray runs: a head and {len(workers)} workers")
+        return head
+
+    def _ray_container(self, local: LocalPod, pod: Pod, hosts: Mapping[str, str]) -> LocalContainer:
+        container = ray_container(pod)
+        head = f"{self._name}-head-svc"
+        added = {
+            "RAY_ADDRESS": f"127.0.0.1:{GCS_PORT}" if pod.is_head else f"{head}:{GCS_PORT}",
+            "RAY_PORT": str(GCS_PORT),
+            "FQ_RAY_IP": "127.0.0.1" if pod.is_head else head,
+            "RAY_CLUSTER_NAME": self._name,
+            "RAY_NODE_TYPE_NAME": "headgroup" if pod.is_head else pod.labels["ray.io/group"],
+        }
+        auth = self._overlay.rayservice()["spec"]["rayClusterConfig"].get("authOptions") or {}
+        if auth.get("mode") == "token":
+            added |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self._secrets[auth["secretName"]]["auth_token"]}
+        variables = {**image_environment("serve.Dockerfile", self._payloads), **added}
+        variables |= environment(container, self._overlay)
+        wanted = int(variables.get("RAY_SERVE_HAPROXY_MAXCONN", 0))
+        # HAProxy does not start where it may not open as many files as its connections need.
+        if wanted > (possible := connections_within(self._open_files)):
+            variables["RAY_SERVE_HAPROXY_MAXCONN"] = str(possible)
+            if pod.is_head:
+                self._note(f"this machine allows {self._open_files} open files: MAXCONN is {possible}, not {wanted}")
+        command = f"ulimit -n 65536 2>/dev/null; exec {shlex.join(ray_start_words(pod, self._overlay))}"
+        return self._start(local, container, ["/bin/bash", "-c", "--", command], variables, hosts)
+
+    def _gcs_listens(self, head: LocalPod) -> bool:
+        import socket
+
+        with contextlib.suppress(OSError), socket.create_connection((head.address, GCS_PORT), timeout=1):
+            return True
+        return False
+
+    def _deploy(self, head: LocalPod) -> None:
+        """What the operator does with serveConfigV2, and wait until all of it runs."""
+        config = yaml.safe_load(self._overlay.rayservice()["spec"]["serveConfigV2"])
+        url = f"http://{head.address}:8265/api/serve/applications/"
+        token = self._secrets["ray-auth"]["auth_token"]
+        self._until(lambda: _call(url, token) is not None, "the dashboard does not answer")
+        body = json.dumps(config).encode()
+        self._until(lambda: _call(url, token, body=body) is not None, "the dashboard does not take the Serve config")
+        names = {application["name"] for application in config["applications"]}
+
+        def running() -> bool:
+            said = _call(url, token) or {}
+            states = {name: found["status"] for name, found in said.get("applications", {}).items()}
+            failed = [name for name, state in states.items() if state == "DEPLOY_FAILED"]
+            if failed:
+                raise RuntimeError(f"{failed[0]} failed: {said['applications'][failed[0]]['message'][-400:]}")
+            return all(states.get(name) == "RUNNING" for name in names)
+
+        self._until(running, "not every application is RUNNING")
+        nodes = {node["node_ip"] for node in (_call(url, token) or {}).get("proxies", {}).values()}
+        self.figures["ray_nodes"] = 1 + len(self._workers)
+        self.figures["proxies"] = len(nodes)
+
+    def _ready_workers(self) -> list[LocalPod]:
+        """Those that the Service would have: workers without a replica are no endpoints, by design."""
+
+        found: list[LocalPod] = []
+        said = ""
+
+        def any_ready() -> bool:
+            nonlocal said
+            for local, container, _ in self._workers:
+                probed = container.execute(["bash", "-c", PROBE], timeout_s=15)
+                said = f"{local.name} says {probed.returncode} {(probed.stdout + probed.stderr).strip()[-300:]}"
+                if probed.returncode == 0:
+                    found.append(local)
+            return bool(found)
+
+        self._until(any_ready, lambda: f"no worker passes its readiness probe ({said})")
+        self.figures["ready_workers"] = len(found)
+        return found
+
+    # Clients
+
+    def _hosts(self, ready: Sequence[LocalPod]) -> dict[str, Any]:
+        return {f"{self._name}-serve-svc": [pod.address for pod in ready]}
+
+    def _start_fleet(self, hosts: Mapping[str, Any]) -> tuple[LocalPod, LocalContainer]:
+        """The first shard: the pod with index 0."""
+        local, container = self._job("edge-fleet", "edge-fleet-0", "edge.Dockerfile", hosts, JOB_COMPLETION_INDEX="0")
+        self._note("the fleet's shard 0 runs")
+        return local, container
+
+    def _start_locust(self, hosts: Mapping[str, Any]) -> tuple[LocalPod, LocalContainer, list[LocalContainer]]:
+        image = "loadtest.Dockerfile"
+        count = self._overlay.find("Job", "locust-workers")
+        assert count is not None
+        master, container = self._job("locust-master", "locust-master-x", image, hosts)
+        hosts = {**hosts, "locust-master": master.address}
+        workers = [
+            self._job("locust-workers", f"locust-worker-{index}", image, hosts)[1]
+            for index in range(count["spec"]["completions"])
+        ]
+        self._note(f"Locust's master and {len(workers)} workers run")
+        return master, container, workers
+
+    def _job(
+        self, job: str, name: str, dockerfile: str, hosts: Mapping[str, Any], **more: str
+    ) -> tuple[LocalPod, LocalContainer]:
+        """Init containers one after the other, sidecars left out, then the container itself."""
+        pod = next(each for each in pods_of(self._overlay) if each.where == f"Job/{job}")
+        local = self._pod(name, pod)
+        base = {**image_environment(dockerfile, self._payloads), "HOSTNAME": name}
+        more = {"POD_NAME": name, **more}
+        for container in pod.spec.get("initContainers", []):
+            if container.get("restartPolicy") == "Always":
+                # `upload-results` without RESULTS_URL does nothing; tests/k8s/test_images.py runs it with one.
+                continue
+            variables = {**base, **environment(container, self._overlay), **more}
+            words = words_of(container, self._overlay, **more)
+            if (code := self._start(local, container, words, variables, hosts).wait(60)) != 0:
+                raise RuntimeError(f"{name}: the init container {container['name']} ended with {code}")
+        container = pod.spec["containers"][0]
+        variables = {**base, **environment(container, self._overlay), **more}
+        return local, self._start(local, container, words_of(container, self._overlay, **more), variables, hosts)
+
+    def _judge_fleet(self, fleet: tuple[LocalPod, LocalContainer]) -> None:
+        local, container = fleet
+        code = container.wait(240)
+        self.figures["fleet_exit_code"] = code
+        said = _json_of(container.output())
+        if said is None:
+            raise RuntimeError(f"the fleet ended with {code}: {container.last_words()}")
+        groups = said["groups"]
+        asked = sum(group["requests"] for group in groups)
+        self.figures["fleet_requests"] = asked
+        self.figures["fleet_goodput"] = sum(group["requests"] * group["in_time"] for group in groups) / asked
+        self.figures["fleet_lateness_ok"] = float(not said.get("invalid"))
+        self.facts["fleet"] = said
+        self.facts["fleet_pod"] = local.name
+
+    def _judge_locust(self, master: LocalPod, container: LocalContainer, workers: Sequence[LocalContainer]) -> None:
+        from loadtests.run_result import read_result
+
+        code = container.wait(240)
+        self.figures["locust_exit_code"] = code
+        results = self._claims.get("loadtest-results")
+        folder = (results or Path("/nonexistent")) / master.name
+        if not (folder / "result.json").is_file():
+            raise RuntimeError(f"Locust left no result and ended with {code}: {container.last_words()}")
+        result = read_result(folder)
+        self.figures["locust_requests"] = result.counts.intended
+        self.figures["locust_goodput"] = result.goodput_share
+        self.figures["locust_valid"] = float(result.is_valid)
+        self.figures["locust_workers_exit_code"] = max(worker.wait(60) for worker in workers)
+        self.facts["locust"] = container.output().strip().splitlines()[-20:]
+
+    # What the manifests promise about containers
+
+    def _look_at_containers(self) -> None:
+        _, container, _ = self._workers[0]
+        status = container.status()
+        self.figures["uid"] = int(status["Uid"].split()[0])
+        self.figures["capabilities"] = int(status["CapEff"], 16) | int(status["CapBnd"], 16)
+        self.figures["no_new_privileges"] = int(status["NoNewPrivs"])
+        written = container.execute(["sh", "-c", "touch /opt/x /etc/x /usr/x 2>&1; ls /opt/x /etc/x"], timeout_s=15)
+        refused = written.stdout.count("Read-only file system")
+        self.figures["writes_refused"] = refused
+        self.figures["writes_allowed"] = container.execute(
+            ["sh", "-c", "touch /tmp/x /dev/shm/x && echo ok"], timeout_s=15
+        ).stdout.count("ok")
+
+    def _drain(self) -> None:
+        """preStop of a worker, as the kubelet runs it: with another worker there, no replica is left behind."""
+        if len(self._workers) < 2:
+            return
+        began_s = time.monotonic()
+        _, container, manifest = self._workers[0]
+        command = manifest["lifecycle"]["preStop"]["exec"]["command"]
+        drained = container.execute(command, timeout_s=120)
+        self.figures["prestop_exit_code"] = drained.returncode
+        self.figures["prestop_s"] = time.monotonic() - began_s
+        if drained.returncode != 0:
+            self._note(f"preStop: {drained.stderr.strip()[-300:]}")
+
+    # Around it
+
+    def _pod(self, name: str, pod: Pod) -> LocalPod:
+        local = LocalPod(
+            name=name,
+            number=next(self._numbers),
+            spec=pod.spec,
+            overlay=self._overlay,
+            folder=self._folder / name,
+            secrets=self._secrets,
+            shared=self._claims,
+        )
+        local.start()
+        self._pods.append(local)
+        return local
+
+    def _start(
+        self,
+        local: LocalPod,
+        container: Document,
+        words: Sequence[str],
+        variables: Mapping[str, str],
+        hosts: Mapping[str, Any],
+    ) -> LocalContainer:
+        return local.container(container, words, environment=variables, hosts=hosts)
+
+    def _make_payloads(self) -> None:
+        """As the Dockerfile makes them, by its own words."""
+        self._payloads.mkdir()
+        text = (ROOT / "k8s/images/loadtest.Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+        made = re.search(r"python (-m edge_sim payloads .*--out )(/opt/split-inference/payloads/\S+)", text)
+        if made is None:
+            raise RuntimeError("loadtest.Dockerfile makes no payloads")
+        words = [*shlex.split(made[1]), str(self._payloads / Path(made[2]).name)]
+        made_s = time.monotonic()
+        subprocess.run(
+            [sys.executable, *words], cwd=ROOT, stdout=subprocess.DEVNULL, check=True, timeout=START_TIMEOUT_S
+        )
+        self._note(f"payloads are made ({time.monotonic() - made_s:.0f} s)")
+
+    def _until(self, true: Callable[[], bool], otherwise: str | Callable[[], str]) -> None:
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while not true():
+            for local, container, _ in self._workers:
+                if container.process.poll() is not None:
+                    raise RuntimeError(f"{local.name} ended: {container.last_words()}")
+            if time.monotonic() > deadline_s:
+                what = otherwise if isinstance(otherwise, str) else otherwise()
+                raise RuntimeError(f"{what} within {START_TIMEOUT_S:.0f} s; {self._words_of_head()}")
+            time.sleep(0.5)
+
+    def _words_of_head(self) -> str:
+        log = self._folder / "head" / "container-ray-head"
+        texts = [(log / name).read_text(errors="replace") for name in ("errors", "log") if (log / name).is_file()]
+        lines = [line for line in "\n".join(texts).splitlines() if line.strip()]
+        return " / ".join(lines[-4:])[-600:]
+
+    def _report(self) -> int:
+        bounds: dict[str, Bound] = {
+            "ray_nodes": (">=", 2),
+            "ready_workers": (">=", 1),
+            "fleet_goodput": (">=", 0.99),
+            "fleet_exit_code": ("==", 0),
+            "locust_goodput": (">=", 0.99),
+            "locust_exit_code": ("==", 0),
+            "locust_workers_exit_code": ("==", 0),
+            "capabilities": ("==", 0),
+            "no_new_privileges": ("==", 1),
+            "writes_refused": ("==", 3),
+            "writes_allowed": ("==", 1),
+        }
+        if users_are_mapped():
+            bounds["uid"] = ("==", 1000)
+        else:
+            self._note("not root: user 1000 does not exist in this user namespace, and pods run as its only user")
+        if len(self._workers) > 1:
+            bounds["prestop_exit_code"] = ("==", 0)
+        if self._options.json:
+            print(json.dumps({"figures": self.figures, **self.facts}, indent=2))
+        command = ["python", "-m", "k8s.local_e2e", *sys.argv[1:]]
+        return report("k8s-local-e2e", self.figures, bounds, command=command, to_stderr=self._options.json)
+
+
+def _has_started(container: LocalContainer) -> bool:
+    return "Ray runtime started" in container.output()
+
+
+def _with_shorter_fleet(overlay: Overlay, seconds: float) -> Overlay:
+    documents = json.loads(json.dumps(overlay.documents))
+    for document in documents:
+        if document["kind"] == "ConfigMap" and "scenario.yaml" in (document.get("data") or {}):
+            text = document["data"]["scenario.yaml"]
+            document["data"]["scenario.yaml"] = re.sub(r"(?m)^duration_s: .*$", f"duration_s: {seconds:g}", text)
+    return Overlay(name=overlay.name, documents=tuple(documents))
+
+
+def _made_up_secrets() -> dict[str, dict[str, str]]:
+    """As the README makes them by hand."""
+    from serve_app.tokens import entry_line, new_token
+
+    token = new_token()
+    return {
+        "ray-auth": {"auth_token": secrets.token_hex(32)},
+        "client-tokens": {"tokens.yaml": entry_line("load", token)},
+        "load-token": {"token": token},
+    }
+
+
+def _call(url: str, token: str, *, body: bytes | None = None) -> dict[str, Any] | None:
+    """GET or PUT with Ray's token; None where nobody answers yet."""
+    headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+    request = urllib.request.Request(url, data=body, headers=headers, method="PUT" if body else "GET")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=30) as answer:
+            text = answer.read()
+    except urllib.error.HTTPError as error:
+        if error.code < 500:
+            raise RuntimeError(f"the dashboard says {error.code}: {error.read()[:300]!r}") from None
+        return None
+    except OSError:
+        return None
+    try:
+        said = json.loads(text or b"{}")
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _json_of(text: str) -> dict[str, Any] | None:
+    start = text.find("{")
+    try:
+        said = json.loads(text[start:]) if start >= 0 else None
+    except ValueError:
+        return None
+    return said if isinstance(said, dict) else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
