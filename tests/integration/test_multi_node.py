@@ -17,7 +17,7 @@ from edge_sim.server_process import free_port
 SCRIPT = Path(__file__).with_name("multi_node_script.py")
 ROOT = Path(__file__).resolve().parents[2]
 # All of the cluster's work is in the fixture: a minute on a machine that does nothing else.
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture(scope="module")
