@@ -18,7 +18,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev demo serve check-config test test-fast check format verify \
-	bench-codec bench-serving bench-overload bench-fleet bench-clocks bench-policies bench-load chaos soak compile grpc dashboards k8s-serve-config k8s-check k8s-local-e2e images image-cuda image-edge-arm64 fuzz-wire accuracy accuracy-embedded accuracy-mobilenet train clean
+	bench-codec bench-serving bench-overload bench-fleet bench-clocks bench-policies bench-load bench-capacity loadtest chaos soak compile grpc dashboards k8s-serve-config k8s-check k8s-local-e2e images image-cuda image-edge-arm64 fuzz-wire accuracy accuracy-embedded accuracy-mobilenet train clean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -93,6 +93,12 @@ bench-policies: $(VENV)/.installed-dev  ## The adaptive policy beside every fixe
 
 bench-load: $(VENV)/.installed-dev  ## The load generator itself: schedule, stall, 10,000 connections, workers (4 min)
 	$(BIN)/python -m benchmarks.bench_load
+
+loadtest: $(VENV)/.installed-dev  ## Serve two models, prepare requests, a minute of Poisson load on each, gate and report (4 min)
+	$(BIN)/python -m benchmarks.loadtest
+
+bench-capacity: $(VENV)/.installed-dev  ## The capacity search beside queueing theory: M/D/1, M/D/2, M/D/4, three times each (20 min)
+	$(BIN)/python -m benchmarks.bench_capacity
 
 chaos: $(VENV)/.installed-dev  ## Kill a replica, kill HAProxy, remove a node, replace the weights, under load that judges every answer
 	$(BIN)/python -m benchmarks.chaos

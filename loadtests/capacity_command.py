@@ -101,9 +101,18 @@ def capacity(
     try:
         if preset is Preset.server:
             assert objective is not None
-            search = _Search(target, objective, slo, base)
-            report = search.run(
-                start=start, most=most, precision=precision, budget=budget, probe=probe, verify=verify, seed=seed
+            assert slo is not None
+            report = search_capacity(
+                target,
+                slo,
+                base,
+                start=start,
+                most=most,
+                precision=precision,
+                budget=budget,
+                probe=probe,
+                verify=verify,
+                seed=seed,
             )
             report |= _devices(report["rate_per_s"], target, devices=devices, replicas=replicas)
         else:
@@ -119,6 +128,27 @@ def capacity(
         _print(preset, report)
     if report["exit_code"]:
         raise typer.Exit(report["exit_code"])
+
+
+def search_capacity(
+    target: LocustTarget,
+    slo: Path,
+    base: Path,
+    *,
+    start: float = 10.0,
+    most: float = 5000.0,
+    precision: float = 0.03,
+    budget: float = 600.0,
+    probe: float = 20.0,
+    verify: float = 0.0,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Search with real load, its runs below `base`, and verify for so many seconds where that is not 0; the arguments
+    are the command's. Gives what capacity.json holds. Raises UsageError in one line for what cannot be searched."""
+    from loadtests.slo import read_slo
+
+    search = _Search(target, read_slo(slo), slo, base)
+    return search.run(start=start, most=most, precision=precision, budget=budget, probe=probe, verify=verify, seed=seed)
 
 
 class _Search:

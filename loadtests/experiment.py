@@ -252,20 +252,28 @@ class Conductor:
     def _conduct_here(self, plan: RunPlan, folder: Path) -> Sighting:
         process = self._new_process(plan, records=folder / "requests.csv" if plan.options.records else None)
         process.prepare()
-        if not self._stop_asked:
-            self._send(process, plan, worker=0, workers=1, start_unix_s=time.time() + _HEAD_START_S)
+        if self._stop_asked:
+            raise UsageError("stopped before anything was sent")
+        self._send(process, plan, worker=0, workers=1, start_unix_s=time.time() + _HEAD_START_S)
         self._tally.merge(process.take())
         return Sighting(processes=(process.report("generator"),), expected=1, stopped_at_s=process.stopped_at_s)
 
     def _conduct_workers(self, workers: list[str], plan: RunPlan, folder: Path) -> Sighting:
-        self._wait_for(lambda: set(workers) <= set(self._ready), timeout_s=_READY_TIMEOUT_S)
+        self._wait_for(
+            lambda: self._stop_asked or all(each in self._ready or self._is_gone(each) for each in workers),
+            timeout_s=_READY_TIMEOUT_S,
+        )
         troubles = [
             f"worker {index}: {self._ready[each]}" for index, each in enumerate(workers) if self._ready.get(each)
         ]
         if troubles:
             raise UsageError(troubles[0])
+        if self._stop_asked:
+            raise UsageError("stopped before anything was sent")
         if missing := [each for each in workers if each not in self._ready]:
-            raise UsageError(f"{len(missing)} of {len(workers)} workers were not ready within {_READY_TIMEOUT_S:g} s")
+            raise UsageError(
+                f"{len(missing)} of {len(workers)} workers left, or were not ready in {_READY_TIMEOUT_S:g} s"
+            )
         start_unix_s = time.time() + _HEAD_START_S
         for index, worker in enumerate(workers):
             content = {

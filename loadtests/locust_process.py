@@ -55,7 +55,7 @@ def run_locust(
     ]  # fmt: skip
     for name, value in {**target.options, **{key.replace("_", "-"): value for key, value in arguments.items()}}.items():
         if value is not False and value is not None:
-            words += [f"--{name}"] if value in ("", True) else [f"--{name}", str(value)]
+            words += [f"--{name}"] if value is True or value == "" else [f"--{name}", str(value)]
     process = subprocess.Popen(
         words,
         stdin=subprocess.DEVNULL,

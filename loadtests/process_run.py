@@ -121,9 +121,11 @@ class ProcessRun:
             max_in_flight=self._options.max_in_flight,
             drop_after_s=self._options.drop_after_s,
         )
-        self._dispatching = gevent.spawn(dispatcher.run, share_of(arrivals, worker=worker, workers=workers))
         try:
-            self._dispatching.get()
+            # Whoever stopped it before it began found nothing to end.
+            if not self._stopped.is_set():
+                self._dispatching = gevent.spawn(dispatcher.run, share_of(arrivals, worker=worker, workers=workers))
+                self._dispatching.get()
         finally:
             close_sleep()
         # The run lasts as long as was asked for, also where the last arrivals are early.
@@ -145,7 +147,7 @@ class ProcessRun:
     def stop(self) -> None:
         """End early: send nothing more, give what is under way a moment."""
         if self.stopped_at_s is None and not self._stopped.is_set():
-            self.stopped_at_s = max(0.0, self.now_s())
+            self.stopped_at_s = max(0.0, self.now_s()) if self._began_s else 0.0
             self._stopped.set()
             if self._dispatching is not None:
                 self._dispatching.kill(block=False)

@@ -10,11 +10,11 @@ import pytest
 
 from edge_sim.fleet import Shard
 from edge_sim.merge import merge_runs
-from split_inference.plots import MAX_POINTS, line_plot, thin, ticks
 from edge_sim.report import report_html, write_report
 from edge_sim.run_reader import read_run
 from edge_sim.run_summary import summarize, summary_facts
 from split_inference.errors import DataError
+from split_inference.plots import MAX_POINTS, line_plot, thin, ticks
 from tests.edge_sim.fleets import group, scenario, simulate
 from tests.edge_sim.test_fleet import ALL
 

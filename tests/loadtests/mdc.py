@@ -11,9 +11,10 @@ import heapq
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 
-def number_in_system(*, rate_per_s, service_s, servers, most=600):
+def number_in_system(*, rate_per_s: float, service_s: float, servers: int, most: int = 600) -> NDArray[np.float64]:
     """P(so many in the system) for 0..most-1, at an arbitrary moment."""
     mean = rate_per_s * service_s
     assert mean < servers
@@ -21,7 +22,7 @@ def number_in_system(*, rate_per_s, service_s, servers, most=600):
     p = arrived.copy()
     for _ in range(100_000):
         left = np.concatenate([[p[: servers + 1].sum()], p[servers + 1 :]])
-        after = np.convolve(left, arrived)[:most]
+        after: NDArray[np.float64] = np.convolve(left, arrived)[:most]
         after /= after.sum()
         if np.abs(after - p).max() < 1e-14:
             return after
@@ -29,7 +30,7 @@ def number_in_system(*, rate_per_s, service_s, servers, most=600):
     raise AssertionError("no equilibrium")
 
 
-def waits_at_most(x_s, *, rate_per_s, service_s, servers):
+def waits_at_most(x_s: float, *, rate_per_s: float, service_s: float, servers: int) -> float:
     """P(wait <= x)."""
     below = np.cumsum(number_in_system(rate_per_s=rate_per_s, service_s=service_s, servers=servers))
     k = math.floor(x_s / service_s) + 1
@@ -41,7 +42,7 @@ def waits_at_most(x_s, *, rate_per_s, service_s, servers):
     return float(sum(terms))
 
 
-def largest_rate(*, bound_s, share, service_s, servers):
+def largest_rate(*, bound_s: float, share: float, service_s: float, servers: int) -> float:
     """The rate at which exactly `share` of all requests take at most `bound_s`, waiting and service together."""
     low, high = 1e-3 * servers / service_s, 0.999 * servers / service_s
     for _ in range(60):

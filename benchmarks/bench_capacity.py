@@ -1,0 +1,93 @@
+"""The capacity search beside queueing theory: real Locust processes against a stub that is an M/D/c queue.
+
+The objective is a p99 of three service times, which a server of constant service reaches well before it is saturated
+(at a third of its rate with one server). The rate at which that holds exactly is computed (Crommelin's chain and
+Franx's sums, tests/loadtests/mdc.py). Three searches with seeds of their own for 1, 2 and 4 servers; each error is
+beside its bound. The way to the stub and back takes part of the three service times away: it is measured on the idle
+stub and printed, and the service time is long beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from loadtests.capacity_command import search_capacity
+from loadtests.locust_process import LocustTarget, run_locust
+from loadtests.run_folder import new_run_folder
+from loadtests.stub_payloads import write_stub_payloads
+from split_inference.figures import Bound, report
+from tests.loadtests.mdc import largest_rate
+
+SHARE = 0.99
+TIMES = 3
+
+
+@contextlib.contextmanager
+def stub(payloads: Path, *, service_s: float, servers: int) -> Iterator[str]:
+    """A stub server's URL."""
+    command = [
+        sys.executable, "-m", "loadtests.stub_server", "--payloads", str(payloads),
+        "--service-ms", f"{1000 * service_s:g}", "--servers", str(servers),
+    ]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield f"http://127.0.0.1:{json.loads(process.stdout.readline())['port']}"
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+def main() -> int:
+    """Search, and compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--service-ms", type=float, default=40.0)
+    parser.add_argument("--servers", type=int, nargs="+", default=[4, 2, 1])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--budget", type=float, default=240.0, help="seconds of probing for each search")
+    options = parser.parse_args()
+    service_s = options.service_ms / 1000
+    figures: dict[str, float] = {}
+    bounds: dict[str, Bound] = {}
+    base = new_run_folder("bench-capacity")
+    with tempfile.TemporaryDirectory(prefix="bench-capacity-") as scratch:
+        payloads = Path(scratch) / "stub.payloads"
+        write_stub_payloads(payloads)
+        slo = Path(scratch) / "slo.yaml"
+        slo.write_text(yaml.safe_dump({"version": 1, "name": "p99", "latency": {"p99_ms": TIMES * options.service_ms}}))
+        with stub(payloads, service_s=service_s, servers=64) as url:
+            target = LocustTarget(host=url, payloads=(payloads,), options={"warmup": "1"})
+            alone = run_locust(target, "steady", base / "alone", duration_s=11, rate=10)
+        figures["way_to_the_stub_ms"] = 1000 * (alone.latency.percentile(0.5) - service_s)
+        for servers in options.servers:
+            exact = largest_rate(bound_s=TIMES * service_s, share=SHARE, service_s=service_s, servers=servers)
+            for number in range(1, options.rounds + 1):
+                with stub(payloads, service_s=service_s, servers=servers) as url:
+                    target = LocustTarget(host=url, payloads=(payloads,), options={"warmup": "1"})
+                    folder = base / f"c{servers}-{number}"
+                    # From far below the answer, which a user does not know.
+                    found = search_capacity(
+                        target, slo, folder, start=exact / 5, budget=options.budget, seed=100 * number
+                    )
+                error = found["rate_per_s"] / exact - 1
+                print(
+                    f"{servers} servers, search {number}: {found['rate_per_s']:.4g}/s ({found['low_per_s']:.4g} to "
+                    f"{found['high_per_s']:.4g}), exact {exact:.4g}/s ({100 * exact * service_s / servers:.0f} % of "
+                    f"saturation), {100 * error:+.1f} %"
+                )
+                figures[f"error_c{servers}_{number}"] = abs(error)
+                bounds[f"error_c{servers}_{number}"] = ("<=", 0.05)
+    return report("bench-capacity", figures, bounds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
