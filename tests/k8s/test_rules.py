@@ -145,7 +145,7 @@ def test_what_was_not_run_fails_where_ci_promised_the_tools(required, code, monk
         raise UnavailableError("no promtool on the PATH")
 
     monkeypatch.setenv("REQUIRE_DATA", required)
-    monkeypatch.setitem(command.REPOSITORY_CHECKS, "alerts", ("J", missing))
+    monkeypatch.setitem(registry.REPOSITORY_CHECKS, "alerts", ("J", missing))
     monkeypatch.chdir(tmp_path)
     assert command.main(["--check", "alerts", "--overlay", "local-cpu"]) == code
     output = capsys.readouterr().out
@@ -155,7 +155,7 @@ def test_what_was_not_run_fails_where_ci_promised_the_tools(required, code, monk
 
 def test_findings_are_an_exit_code_and_json(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(
-        command.REPOSITORY_CHECKS, "pins", ("G", lambda: [Finding(where="constraints.txt", problem="is old")])
+        registry.REPOSITORY_CHECKS, "pins", ("G", lambda: [Finding(where="constraints.txt", problem="is old")])
     )
     monkeypatch.chdir(tmp_path)
     assert command.main(["--check", "pins", "--overlay", "local-cpu", "--json"]) == 1
