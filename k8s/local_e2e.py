@@ -135,7 +135,7 @@ class _Run:
         self._pods: list[LocalPod] = []
         self._workers: list[tuple[LocalPod, LocalContainer, Document]] = []
         self.figures: dict[str, float] = {}
-        self.facts: dict[str, Any] = {}
+        self.facts: dict[str, Any] = {"folder": str(folder)}
 
     def run(self) -> int:
         low, high = self._worker_bounds()
