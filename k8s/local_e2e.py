@@ -54,6 +54,9 @@ from split_inference.figures import Bound, report
 
 OVERLAY = "local-cpu"
 START_TIMEOUT_S = 180.0
+# Of edge_sim and of the load tests: the generator was late. That says something of this machine, and nothing of the
+# manifests; a missed objective (99) and everything else is a failure.
+INVALID = 3
 # Of the operator: what it asks a worker before traffic goes there.
 PROBE = (
     "wget --tries 1 -T 2 -q -O- http://localhost:52365/api/local_raylet_healthz | grep success && "
@@ -64,7 +67,7 @@ EXAMPLES = """examples:
   python -m k8s.local_e2e --workers 1 --fleet-s 15
   python -m k8s.local_e2e --keep /tmp/pods       # logs and results of every container stay there
 
-The fleet and Locust end with 3 where this machine was too slow to keep their schedules: run it on a quiet one.
+A run that calls itself INVALID, because this machine was too slow to keep its schedule, is said and is no failure.
 Exit code 1 where a figure misses its bound, 2 where this machine gives no namespaces or something does not start."""
 
 
@@ -152,10 +155,9 @@ class _Run:
         self._note(f"the service is up after {self.figures['ready_s']:.0f} s; {len(ready)} workers pass their probe")
         self._look_at_containers()
         hosts = self._hosts(ready)
-        fleet = self._start_fleet(hosts)
-        locust = self._start_locust(hosts)
-        self._judge_locust(*locust)
-        self._judge_fleet(fleet)
+        # One after the other: generators that share two cores are late, and call their own runs INVALID.
+        self._judge_fleet(*self._start_fleet(hosts))
+        self._judge_locust(*self._start_locust(hosts))
         self._drain()
         return self._report()
 
@@ -303,10 +305,9 @@ class _Run:
         words = words_of(container, self._overlay, **more)
         return local, local.container(container, words, environment=variables, hosts=hosts)
 
-    def _judge_fleet(self, fleet: tuple[LocalPod, LocalContainer]) -> None:
-        local, container = fleet
+    def _judge_fleet(self, local: LocalPod, container: LocalContainer) -> None:
         code = container.wait(240)
-        self.figures["fleet_exit_code"] = code
+        self.figures["fleet_failed"] = float(code not in (0, INVALID))
         said = _json_of(container.output())
         if said is None:
             raise RuntimeError(f"the fleet ended with {code}: {container.last_words()}")
@@ -323,7 +324,7 @@ class _Run:
         from loadtests.run_result import read_result
 
         code = container.wait(240)
-        self.figures["locust_exit_code"] = code
+        self.figures["locust_failed"] = float(code not in (0, INVALID))
         results = self._claims.get("loadtest-results")
         folder = (results or Path("/nonexistent")) / master.name
         if not (folder / "result.json").is_file():
@@ -417,9 +418,9 @@ class _Run:
             "ray_nodes": (">=", 2),
             "ready_workers": (">=", 1),
             "fleet_goodput": (">=", 0.99),
-            "fleet_exit_code": ("==", 0),
+            "fleet_failed": ("==", 0),
             "locust_goodput": (">=", 0.99),
-            "locust_exit_code": ("==", 0),
+            "locust_failed": ("==", 0),
             "locust_workers_exit_code": ("==", 0),
             "capabilities": ("==", 0),
             "no_new_privileges": ("==", 1),
