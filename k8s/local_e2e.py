@@ -53,7 +53,10 @@ from serve_app.serve import connections_within
 from split_inference.figures import Bound, report
 
 OVERLAY = "local-cpu"
-START_TIMEOUT_S = float(os.environ.get("T", "180"))
+START_TIMEOUT_S = 180.0
+# Of edge_sim and of the load tests: the generator was late. That says something of this machine, and nothing of the
+# manifests; a missed objective (99) and everything else is a failure.
+INVALID = 3
 # Of the operator: what it asks a worker before traffic goes there.
 PROBE = (
     "wget --tries 1 -T 2 -q -O- http://localhost:52365/api/local_raylet_healthz | grep success && "
@@ -64,6 +67,7 @@ EXAMPLES = """examples:
   python -m k8s.local_e2e --workers 1 --fleet-s 15
   python -m k8s.local_e2e --keep /tmp/pods       # logs and results of every container stay there
 
+A run that calls itself INVALID, because this machine was too slow to keep its schedule, is said and is no failure.
 Exit code 1 where a figure misses its bound, 2 where this machine gives no namespaces or something does not start."""
 
 
@@ -134,7 +138,7 @@ class _Run:
         self._pods: list[LocalPod] = []
         self._workers: list[tuple[LocalPod, LocalContainer, Document]] = []
         self.figures: dict[str, float] = {}
-        self.facts: dict[str, Any] = {}
+        self.facts: dict[str, Any] = {"folder": str(folder)}
 
     def run(self) -> int:
         low, high = self._worker_bounds()
@@ -151,10 +155,9 @@ class _Run:
         self._note(f"the service is up after {self.figures['ready_s']:.0f} s; {len(ready)} workers pass their probe")
         self._look_at_containers()
         hosts = self._hosts(ready)
-        fleet = self._start_fleet(hosts)
-        locust = self._start_locust(hosts)
-        self._judge_locust(*locust)
-        self._judge_fleet(fleet)
+        # One after the other: generators that share two cores are late, and call their own runs INVALID.
+        self._judge_fleet(*self._start_fleet(hosts))
+        self._judge_locust(*self._start_locust(hosts))
         self._drain()
         return self._report()
 
@@ -205,7 +208,8 @@ class _Run:
             if pod.is_head:
                 self._note(f"this machine allows {self._open_files} open files: MAXCONN is {possible}, not {wanted}")
         command = f"ulimit -n 65536 2>/dev/null; exec {shlex.join(ray_start_words(pod, self._overlay))}"
-        return self._start(local, container, ["/bin/bash", "-c", "--", command], variables, hosts)
+        words = ["/bin/bash", "-c", "--", command]
+        return local.container(container, words, environment=variables, hosts=hosts)
 
     def _gcs_listens(self, head: LocalPod) -> bool:
         import socket
@@ -294,16 +298,16 @@ class _Run:
                 continue
             variables = {**base, **environment(container, self._overlay), **more}
             words = words_of(container, self._overlay, **more)
-            if (code := self._start(local, container, words, variables, hosts).wait(60)) != 0:
+            if (code := local.container(container, words, environment=variables, hosts=hosts).wait(60)) != 0:
                 raise RuntimeError(f"{name}: the init container {container['name']} ended with {code}")
         container = pod.spec["containers"][0]
         variables = {**base, **environment(container, self._overlay), **more}
-        return local, self._start(local, container, words_of(container, self._overlay, **more), variables, hosts)
+        words = words_of(container, self._overlay, **more)
+        return local, local.container(container, words, environment=variables, hosts=hosts)
 
-    def _judge_fleet(self, fleet: tuple[LocalPod, LocalContainer]) -> None:
-        local, container = fleet
+    def _judge_fleet(self, local: LocalPod, container: LocalContainer) -> None:
         code = container.wait(240)
-        self.figures["fleet_exit_code"] = code
+        self.figures["fleet_failed"] = float(code not in (0, INVALID))
         said = _json_of(container.output())
         if said is None:
             raise RuntimeError(f"the fleet ended with {code}: {container.last_words()}")
@@ -311,15 +315,16 @@ class _Run:
         asked = sum(group["requests"] for group in groups)
         self.figures["fleet_requests"] = asked
         self.figures["fleet_goodput"] = sum(group["requests"] * group["in_time"] for group in groups) / asked
-        self.figures["fleet_lateness_ok"] = float(not said.get("invalid"))
+        self.figures["fleet_valid"] = float(not said.get("invalid"))
         self.facts["fleet"] = said
-        self.facts["fleet_pod"] = local.name
+        if said.get("invalid"):
+            self._note(f"{local.name} is INVALID: {said['invalid']}")
 
     def _judge_locust(self, master: LocalPod, container: LocalContainer, workers: Sequence[LocalContainer]) -> None:
         from loadtests.run_result import read_result
 
         code = container.wait(240)
-        self.figures["locust_exit_code"] = code
+        self.figures["locust_failed"] = float(code not in (0, INVALID))
         results = self._claims.get("loadtest-results")
         folder = (results or Path("/nonexistent")) / master.name
         if not (folder / "result.json").is_file():
@@ -328,6 +333,8 @@ class _Run:
         self.figures["locust_requests"] = result.counts.intended
         self.figures["locust_goodput"] = result.goodput_share
         self.figures["locust_valid"] = float(result.is_valid)
+        for reason in result.generator.invalid:
+            self._note(f"{master.name} is INVALID: {reason}")
         self.figures["locust_workers_exit_code"] = max(worker.wait(60) for worker in workers)
         self.facts["locust"] = container.output().strip().splitlines()[-20:]
 
@@ -375,16 +382,6 @@ class _Run:
         self._pods.append(local)
         return local
 
-    def _start(
-        self,
-        local: LocalPod,
-        container: Document,
-        words: Sequence[str],
-        variables: Mapping[str, str],
-        hosts: Mapping[str, Any],
-    ) -> LocalContainer:
-        return local.container(container, words, environment=variables, hosts=hosts)
-
     def _make_payloads(self) -> None:
         """As the Dockerfile makes them, by its own words."""
         self._payloads.mkdir()
@@ -421,9 +418,9 @@ class _Run:
             "ray_nodes": (">=", 2),
             "ready_workers": (">=", 1),
             "fleet_goodput": (">=", 0.99),
-            "fleet_exit_code": ("==", 0),
+            "fleet_failed": ("==", 0),
             "locust_goodput": (">=", 0.99),
-            "locust_exit_code": ("==", 0),
+            "locust_failed": ("==", 0),
             "locust_workers_exit_code": ("==", 0),
             "capabilities": ("==", 0),
             "no_new_privileges": ("==", 1),

@@ -260,6 +260,10 @@ def _of_locust(job: Document, words: Sequence[str], overlay: Overlay) -> Iterato
         if not options["slo"]:
             yield "no --slo: nobody judges the run"
         yield from _objective(options["slo"], job, overlay)
+        for worker in workers:
+            # Locust sends the master's options to its workers, which read the same files.
+            if options["slo"] and not any(_texts(options["slo"], worker, overlay)):
+                yield f"{title(worker)} has no {options['slo']}, which its master's options name"
     if options["worker"]:
         names = {name_of(service) for service in overlay.of_kind("Service")}
         if options["master_host"] not in names:
@@ -270,6 +274,12 @@ def _of_locust(job: Document, words: Sequence[str], overlay: Overlay) -> Iterato
 
 def _objective(path: str, job: Document, overlay: Overlay) -> Iterator[str]:
     """The file of --slo, read by the load tests' own reader; that it is there is references.py's business."""
+    for text in _texts(path, job, overlay):
+        yield from _slo(text)
+
+
+def _texts(path: str, job: Document, overlay: Overlay) -> Iterator[str]:
+    """What the ConfigMaps mounted in a Job's container have at this path."""
     spec = job["spec"]["template"]["spec"]
     volumes = {volume["name"]: volume for volume in spec.get("volumes", [])}
     for mount in spec["containers"][0].get("volumeMounts", []):
@@ -277,7 +287,7 @@ def _objective(path: str, job: Document, overlay: Overlay) -> Iterator[str]:
         config_map = overlay.find("ConfigMap", name) if name else None
         text = (config_map or {}).get("data", {}).get(path.removeprefix(f"{mount['mountPath']}/"))
         if text is not None:
-            yield from _slo(text)
+            yield text
 
 
 @cache

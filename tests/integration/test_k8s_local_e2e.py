@@ -69,13 +69,11 @@ def test_locust_of_two_workers_is_answered_and_its_objective_holds(found):
 
 
 def test_nothing_of_it_is_left(found):
-    mine = found["kept"].as_posix().encode()
-    left = [
-        pid.name
-        for pid in Path("/proc").iterdir()
-        if pid.name.isdecimal() and mine in _command(pid) and int(pid.name) != os.getpid()
-    ]
-    assert left == []
+    # The command line of every container's first process names its folder.
+    folder = found["folder"]
+    assert not Path(folder).exists()
+    assert (found["kept"] / "head" / "container-ray-head" / "log").is_file()
+    assert [pid.name for pid in Path("/proc").glob("[0-9]*") if folder.encode() in _command(pid)] == []
 
 
 def _command(folder: Path) -> bytes:

@@ -611,6 +611,14 @@ def typo_in_the_objective(documents):
     data["slo.yaml"] = data["slo.yaml"].replace("min_goodput:", "goodput:")
 
 
+@mistake("arguments", "which its master's options name", overlay="local-cpu")
+def objective_that_workers_cannot_read(documents):
+    spec = one(documents, "Job", "locust-workers")["spec"]["template"]["spec"]
+    spec["volumes"] = [volume for volume in spec["volumes"] if volume["name"] != "slo"]
+    mounts = spec["containers"][0]["volumeMounts"]
+    mounts[:] = [mount for mount in mounts if mount["name"] != "slo"]
+
+
 @mistake("arguments", "num-cpu")
 def start_param_with_a_typo(documents):
     params = group(documents)["rayStartParams"]

@@ -19,6 +19,17 @@ from tests.k8s.conftest import tools_or_skip
 from tests.k8s.mistakes import MISTAKES, spoiled
 
 OVERLAYS = overlay_names()
+# Processes of Locust, promtool and hadolint, and hundreds of validations: seconds each, left to `make test`.
+SLOW_CHECKS = {"alerts", "arguments", "dockerfiles", "negative-controls"}
+
+
+def with_marks(values, slow):
+    """Parameters, the slow ones marked."""
+    return [pytest.param(value, marks=pytest.mark.slow if slow(value) else ()) for value in values]
+
+
+def starts_locust(mistake):
+    return mistake.check == "arguments" and mistake.overlay == "local-cpu"
 
 
 def test_the_overlays_are_those_that_the_readme_names():
@@ -26,21 +37,23 @@ def test_the_overlays_are_those_that_the_readme_names():
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-@pytest.mark.parametrize("check", OVERLAY_CHECKS)
+@pytest.mark.parametrize("check", with_marks(OVERLAY_CHECKS, SLOW_CHECKS.__contains__))
 def test_a_check_finds_nothing_in_an_overlay(check, overlay, overlays):
     with tools_or_skip():
         found = OVERLAY_CHECKS[check][1](overlays[overlay])
     assert not found, "\n".join(map(str, found))
 
 
-@pytest.mark.parametrize("check", REPOSITORY_CHECKS)
+@pytest.mark.parametrize("check", with_marks(REPOSITORY_CHECKS, SLOW_CHECKS.__contains__))
 def test_a_check_finds_nothing_in_the_files(check):
     with tools_or_skip():
         found = REPOSITORY_CHECKS[check][1]()
     assert not found, "\n".join(map(str, found))
 
 
-@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: f"{mistake.check}:{mistake.name}")
+@pytest.mark.parametrize(
+    "mistake", with_marks(MISTAKES, starts_locust), ids=lambda mistake: f"{mistake.check}:{mistake.name}"
+)
 def test_a_seeded_mistake_is_found(mistake, overlays):
     check = OVERLAY_CHECKS[mistake.check][1]
     with tools_or_skip():
@@ -128,6 +141,7 @@ def test_a_patch_whose_test_does_not_hold_stops_the_rendering(copy_of_the_files)
         render("local-cpu", copy_of_the_files)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
@@ -146,6 +160,7 @@ def test_a_mistake_in_a_dockerfile_is_found(copy_of_the_files, old, new, says):
     assert says in found_by(check_dockerfiles, copy_of_the_files)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
