@@ -298,7 +298,12 @@ class _Check:
         self._check_port(("http_options", "port"), host, port, "stop what listens there, or write another port")
         if not haproxy:
             return
-        for name, default in (("RAY_SERVE_HAPROXY_METRICS_PORT", "9101"), ("RAY_SERVE_HAPROXY_STATS_PORT", "8404")):
+        # The last is of the proxy that HAProxy passes requests to which no replica can take: it wakes cold models.
+        for name, default in (
+            ("RAY_SERVE_HAPROXY_METRICS_PORT", "9101"),
+            ("RAY_SERVE_HAPROXY_STATS_PORT", "8404"),
+            ("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", "8500"),
+        ):
             text = os.environ.get(name, default)
             if not text.isdecimal():
                 self._refuse((), f"environment variable {name} has to be a number, got {text!r}")

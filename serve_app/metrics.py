@@ -204,6 +204,10 @@ class Instrument(Protocol):
         """A value under the metric's labels, each of which is there; a counter's is positive."""
         ...
 
+    def flush(self) -> None:
+        """Hand over what was kept back; called every few seconds."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelInfo:
@@ -269,9 +273,11 @@ class MetricsObserver:
         counted, self._counted = self._counted, {}
         for (name, labels), value in counted.items():
             self._instruments[name].record(value, dict(labels))
+        for instrument in self._instruments.values():
+            instrument.flush()
 
     def sample(self) -> None:
-        """Hand the counters over and set the gauges; to be called every few seconds, as the health check is."""
+        """Hand counters and histograms over and set the gauges; to be called every few seconds, like health checks."""
         self.flush()
         if self._pending is not None:
             self._record(PENDING, self._pending(), {})

@@ -8,27 +8,26 @@ Shape legend: N samples, C channels, K classes.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from serve_app.batch_filling import fill, first_features, stays_coded
 from serve_app.batching import BatchKey, CostModel
 from serve_app.card import card_of
 from serve_app.cuda_device import GraphDevice
 from serve_app.micro_batcher import Prepared, StickyDeviceError
 from serve_app.model_runner import Payload
 from serve_app.settings import AppSettings, ExecutionSettings, Limits
-from serve_app.staging import Staged, TensorBuffers
+from serve_app.staging import Staged
 from serve_app.tail_cache import TailCache, TailKey
 from serve_app.tail_executor import TailExecutor, Warmth
 from serve_app.tail_points import TailSource, points_to_compile, points_to_warm
-from split_inference import packing
 from split_inference.calibration import EMBEDDED_CALIBRATION, Calibration, load_calibration
 from split_inference.errors import (
     ConfigError,
@@ -40,18 +39,13 @@ from split_inference.errors import (
     WireError,
 )
 from split_inference.feature_codec import (
-    EncodedTensor,
-    decode_codes,
-    decode_planes,
-    decode_tensor,
-    holds_codes,
     quantizer_name,
     raw_bytes,
 )
 from split_inference.model_cache import load_cached_model
 from split_inference.model_card import ModelCard
 from split_inference.model_catalog import LoadedModel
-from split_inference.model_split import FeatureSpec, SplitPoint
+from split_inference.model_split import SplitPoint
 from split_inference.wire import FeatureFrame
 
 # Name in batch keys of what comes from an encoded image or sound.
@@ -272,7 +266,7 @@ class TailRunner:
             split_point=point.name,
             shapes=tuple(spec.shape for spec in point.features),
             codec=",".join(quantizer_name(tensor) for tensor in payload.tensors),
-            from_codes=all(_stays_coded(tensor, spec) for tensor, spec in pairs),
+            from_codes=all(stays_coded(tensor, spec) for tensor, spec in pairs),
         )
 
     def prepare(self, key: BatchKey, payloads: Sequence[Payload]) -> Prepared[StagedItems]:
@@ -285,7 +279,7 @@ class TailRunner:
         start = 0
         for index, (payload, count) in enumerate(zip(payloads, counts, strict=True)):
             try:
-                _fill(buffers, slice(start, start + count), payload)
+                fill(buffers, slice(start, start + count), payload)
             except WireError as error:
                 bad[index] = error
                 continue
@@ -293,7 +287,7 @@ class TailRunner:
             start += count
         buffers.rows = start
         if self.watch is not None and start:
-            self.watch(key.split_point, _first_features(buffers.parts[0], key.shapes[0]))
+            self.watch(key.split_point, first_features(buffers.parts[0], key.shapes[0]))
         return Prepared(staged=StagedItems(buffers=buffers, rows=rows), bad=bad)
 
     def run(self, key: BatchKey, staged: StagedItems) -> list[NDArray[np.float32] | WireError]:
@@ -346,7 +340,9 @@ class TailRunner:
         return point
 
     def _check_that_it_classifies(self, at: str) -> None:
-        staged = self._executor.stage(at, 1)
+        # In the form that is warm already.
+        forms = self._executor.forms(at, self._calibrated_codec, from_codes=True)
+        staged = self._executor.stage(at, 1, forms)
         shape = self._executor.run(staged).shape
         self._executor.discard(staged)
         if len(shape) != 2:
@@ -413,39 +409,6 @@ def calibrated_split_point(settings: AppSettings, *, digest: str) -> str | None:
     """The split point that calibration found for these weights; None without a calibration. Raises ConfigError."""
     calibration = calibration_for(settings, digest=digest)
     return calibration.split_point if calibration else None
-
-
-def _stays_coded(tensor: EncodedTensor, spec: FeatureSpec) -> bool:
-    # A range per channel is given to the tail by the model's own channel axis; along another one it is decoded here.
-    per_channel = quantizer_name(tensor).endswith("c")
-    return holds_codes(tensor) and (not per_channel or tensor.channel_axis == spec.channel_axis)
-
-
-def _fill(buffers: Staged, rows: slice, payload: Payload) -> None:
-    if not isinstance(payload, FeatureFrame):
-        buffers.parts[0].values[rows] = payload
-        return
-    for part, tensor in zip(buffers.parts, payload.tensors, strict=True):
-        values = part.values[rows]
-        if part.steps_NC is None or part.lows_NC is None:
-            # Refuses NaN and infinity itself.
-            decode_tensor(tensor, out=cast("NDArray[np.float32]", values))
-            continue
-        decode = decode_planes if part.form.kind == "planes" else decode_codes
-        scale = decode(tensor, out=cast("NDArray[np.uint8]", values))
-        # [1 or N, 1, 1 or C, 1] to [N, C]: a range of the whole tensor is every channel's.
-        part.steps_NC[rows] = scale.step[:, 0, :, 0]
-        part.lows_NC[rows] = scale.low[:, 0, :, 0]
-
-
-def _first_features(part: TensorBuffers, shape: Sequence[int]) -> NDArray[Any]:
-    """Codes or floats of the first row."""
-    if part.form.kind != "planes":
-        first: NDArray[Any] = part.values[0]
-        return first
-    codes = np.empty(math.prod(shape), np.uint8)
-    packing.unpack_planes(cast("NDArray[np.uint8]", part.values[0]), out=codes)
-    return codes.reshape(shape)
 
 
 def _between(batch_s: Mapping[int, float], rows: int) -> float:

@@ -151,3 +151,36 @@ def test_a_model_is_added_and_knobs_are_changed_without_a_dropped_request(server
         assert json.load(response)["model"] == "resnet20-cifar10"
     with urllib.request.urlopen(f"{server.url}/v1/models", timeout=10) as response:
         assert [each["name"] for each in json.load(response)["models"]] == ["resnet20-cifar10", "second"]
+
+
+def test_a_cold_model_has_no_replica_and_a_request_through_haproxy_wakes_one(server):
+    """HAProxy passes what has no replica to a proxy of Serve's own, which waits for one."""
+    config = yaml.safe_load(CONFIG.read_text())
+    cold = copy.deepcopy(config["applications"][1])
+    cold |= {"name": "cold", "route_prefix": "/v1/models/cold"}
+    cold["deployments"][0]["autoscaling_config"] |= {
+        "min_replicas": 0,
+        "initial_replicas": 0,
+        "metrics_interval_s": 0.5,
+        "look_back_period_s": 2,
+        "downscale_delay_s": 1,
+        "downscale_to_zero_delay_s": 1,
+    }
+    config["applications"].append(cold)
+    server.deploy(config)
+    # Until its route is known, HAProxy says 404; after that, the request waits.
+    wait_for(lambda: status(f"{server.url}/v1/models/cold") == 200, timeout_s=40)
+    assert len(replicas(server, "cold")) == 1
+    wait_for(lambda: not replicas(server, "cold"), timeout_s=40)
+    # The other model served meanwhile, by the replica that it had.
+    assert answers(f"{server.url}{ROUTE}")
+
+
+def status(url):
+    request = urllib.request.Request(url, data=IMAGE, headers={"content-type": "image/jpeg"})
+    try:
+        with urllib.request.urlopen(request, timeout=40) as response:
+            return response.status
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code

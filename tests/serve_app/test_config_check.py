@@ -195,16 +195,22 @@ def test_a_host_that_is_not_this_machine_is_refused(tmp_path):
         check(tmp_path, changed("http_options.host", "192.0.2.77"), port_free=True)
 
 
-def test_haproxys_own_ports_are_checked_too(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "name",
+    ["RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT", "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"],
+)
+def test_haproxys_other_ports_are_checked_too(tmp_path, monkeypatch, name):
     with socket.socket() as taken, socket.socket() as free:
         for each in (taken, free):
             each.bind(("127.0.0.1", 0))
         taken.listen(1)
-        content = changed("http_options.port", free.getsockname()[1])
+        port = free.getsockname()[1]
         free.close()
-        monkeypatch.setenv("RAY_SERVE_HAPROXY_METRICS_PORT", str(taken.getsockname()[1]))
-        with pytest.raises(ConfigError, match="set RAY_SERVE_HAPROXY_METRICS_PORT to another one"):
-            check(tmp_path, content, port_free=True, haproxy=True)
+        for other in ("METRICS", "STATS"):
+            monkeypatch.setenv(f"RAY_SERVE_HAPROXY_{other}_PORT", str(port))
+        monkeypatch.setenv(name, str(taken.getsockname()[1]))
+        with pytest.raises(ConfigError, match=f"set {name} to another one"):
+            check(tmp_path, changed("http_options.port", port), port_free=True, haproxy=True)
 
 
 def test_loading_gives_the_digest_that_the_card_will_have():
