@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,13 +24,13 @@ from split_inference.cli import JsonOption, err, out, print_json, progress_bar
 from split_inference.errors import UsageError
 
 if TYPE_CHECKING:
-    from loadtests.capacity_search import Capacity, Observation, Probe
+    from loadtests.capacity_search import Capacity, Criterion, Observation, Probe
     from loadtests.gate import Verdict
     from loadtests.locust_process import LocustTarget
     from loadtests.run_result import RunResult
     from loadtests.slo import Slo
 
-MISSED, INVALID, INTERRUPTED = 99, 3, 130
+FAILED, INVALID, INTERRUPTED = 1, 3, 130
 # A probe that the machine disturbed is no result; so often it is tried again.
 _TRIES = 3
 _WARMUP_S = 1.0
@@ -82,7 +86,8 @@ def capacity(
 
     `split-inference capacity --preset offline --host http://127.0.0.1:8000 --payloads r20.payloads`
     """
-    from loadtests.locust_process import LocustTarget
+    from loadtests.capacity_search import criteria_of
+    from loadtests.locust_process import LocustTarget, terminated_like_interrupted
     from loadtests.run_folder import new_run_folder, write_header
     from loadtests.slo import read_slo
 
@@ -96,30 +101,20 @@ def capacity(
     if yes:
         options["yes"] = ""
     target = LocustTarget(host=host, payloads=tuple(payloads), options=options)
+    if objective is not None and preset is Preset.server:
+        # Before anything is sent.
+        criteria_of(objective)
+        _devices(1.0, target, devices=devices, replicas=replicas)
     base = new_run_folder("capacity", folder=folder)
-    write_header(base, command=" ".join(["split-inference capacity", host]), facts={"preset": preset.value})
-    try:
-        if preset is Preset.server:
-            assert objective is not None
-            assert slo is not None
-            report = search_capacity(
-                target,
-                slo,
-                base,
-                start=start,
-                most=most,
-                precision=precision,
-                budget=budget,
-                probe=probe,
-                verify=verify,
-                seed=seed,
-            )
-            report |= _devices(report["rate_per_s"], target, devices=devices, replicas=replicas)
-        else:
-            report = _other_preset(preset, target, base, seconds=seconds, objective=objective)
-    except KeyboardInterrupt:
-        err.print(f"stopped; what was measured is in {base}")
-        raise typer.Exit(INTERRUPTED) from None
+    command = shlex.join(["split-inference", *sys.argv[1:]])
+    write_header(base, command=command, facts={"preset": preset.value, "seed": seed})
+    with terminated_like_interrupted():
+        report = _measured(
+            preset, target, slo, base, start=start, most=most, precision=precision, budget=budget, probe=probe,
+            verify=verify, seconds=seconds, seed=seed,
+        )  # fmt: skip
+    if report.get("rate_per_s") is not None:
+        report |= _devices(report["rate_per_s"], target, devices=devices, replicas=replicas)
     report = {"preset": preset.value, **report, "folder": str(base)}
     (base / "capacity.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if as_json:
@@ -128,6 +123,24 @@ def capacity(
         _print(preset, report)
     if report["exit_code"]:
         raise typer.Exit(report["exit_code"])
+
+
+def _measured(
+    preset: Preset, target: LocustTarget, slo: Path | None, base: Path, *, seconds: float, seed: int, **search: float
+) -> dict[str, Any]:
+    """What the preset found. What was measured stays where it is stopped; what was refused leaves nothing."""
+    try:
+        if preset is Preset.server:
+            assert slo is not None
+            return search_capacity(target, slo, base, seed=seed, **search)
+        return _other_preset(preset, target, base, seconds=seconds, slo=slo)
+    except KeyboardInterrupt:
+        err.print(f"stopped; what was measured is in {base}", markup=False, highlight=False)
+        raise typer.Exit(INTERRUPTED) from None
+    except UsageError:
+        if not list(base.glob("*/result.json")):
+            shutil.rmtree(base)
+        raise
 
 
 def search_capacity(
@@ -162,11 +175,11 @@ class _Search:
         self, *, start: float, most: float, precision: float, budget: float, probe: float, verify: float, seed: int
     ) -> dict[str, Any]:
         """Search, then verify; what is to be told."""
-        from loadtests.capacity_search import CapacitySearch, criteria_of
+        from loadtests.capacity_search import CapacitySearch, TooBusyError, criteria_of
 
         criteria = criteria_of(self._objective)
         with _progress(budget) as note:
-            found = CapacitySearch(
+            search = CapacitySearch(
                 measure=self._measure,
                 criteria=criteria,
                 start_per_s=start,
@@ -176,11 +189,22 @@ class _Search:
                 probe_s=probe,
                 seed=seed,
                 on_probe=note,
-            ).run()
-        report = _facts(found)
-        if verify == 0:
-            return {**report, "verified_per_s": None, "verdict": None, "exit_code": 0}
-        return report | self._verified(found, verify)
+            )
+            try:
+                found = search.run()
+            except TooBusyError as error:
+                return {
+                    "rate_per_s": None,
+                    "invalid": [str(error)],
+                    "probes": _probe_facts(search.probes),
+                    "verified_per_s": None,
+                    "verdict": None,
+                    "exit_code": INVALID,
+                }
+        report = {**_facts(found), "verified_per_s": None, "verdict": None}
+        if found.invalid:
+            return {**report, "exit_code": INVALID}
+        return {**report, "exit_code": 0} if verify == 0 else report | self._verified(found, criteria, verify)
 
     def _measure(self, rate_per_s: float, seconds: float, seed: int) -> Observation:
         from loadtests.locust_process import observed, run_locust
@@ -199,9 +223,9 @@ class _Search:
         assert seen is not None
         return seen
 
-    def _verified(self, found: Capacity, seconds: float) -> dict[str, Any]:
-        from loadtests.gate import judge
-        from loadtests.locust_process import run_locust
+    def _verified(self, found: Capacity, criteria: Sequence[Criterion], seconds: float) -> dict[str, Any]:
+        from loadtests.gate import Check, judge
+        from loadtests.locust_process import observed, run_locust
 
         verdict: Verdict | None = None
         rate = found.rate_per_s
@@ -209,9 +233,22 @@ class _Search:
             rate = found.rate_per_s * step
             folder = self._base / f"verify-{number}"
             result = run_locust(
-                self._target, "poisson", folder, duration_s=seconds + _WARMUP_S, rate=f"{rate:.9g}", slo=self._slo
-            )
-            verdict = judge(result, self._objective)
+                self._target, "poisson", folder, duration_s=seconds + _WARMUP_S, rate=f"{rate:.9g}", slo=self._slo,
+                records=True,
+            )  # fmt: skip
+            # As the search counts, too: what was not answered is later than any bound.
+            seen = observed(folder, result, rate_per_s=rate)
+            counted = [
+                Check(
+                    name=f"share bad by {each.name}",
+                    figure=float(each.bad(seen).mean()) if len(seen.arrivals_s) else math.nan,
+                    comparison="<=",
+                    bound=each.limit,
+                )
+                for each in criteria
+            ]
+            judged = judge(result, self._objective)
+            verdict = replace(judged, checks=(*judged.checks, *counted))
             err.print(f"verifying {rate:.4g} requests/s for {seconds:g} s: {verdict.outcome}")
             if verdict.outcome == "met":
                 break
@@ -255,19 +292,24 @@ def _facts(found: Capacity) -> dict[str, Any]:
         "is_precise": found.is_precise,
         "criterion": found.criterion,
         "reference_servers": found.reference_servers,
-        "probes": [
-            {
-                "rate_per_s": each.rate_per_s,
-                "seconds": each.seconds,
-                "requests": each.requests,
-                "bad": each.shares,
-                "is_over": each.is_over,
-                "is_growing": each.is_growing,
-                "stage": each.stage,
-            }
-            for each in found.probes
-        ],
+        "invalid": list(found.invalid),
+        "probes": _probe_facts(found.probes),
     }
+
+
+def _probe_facts(probes: Sequence[Probe]) -> list[dict[str, Any]]:
+    return [
+        {
+            "rate_per_s": each.rate_per_s,
+            "seconds": each.seconds,
+            "requests": each.requests,
+            "bad": each.shares,
+            "is_over": each.is_over,
+            "is_growing": each.is_growing,
+            "stage": each.stage,
+        }
+        for each in probes
+    ]
 
 
 def _devices(rate_per_s: float, target: LocustTarget, *, devices: int | None, replicas: int) -> dict[str, Any]:
@@ -290,10 +332,11 @@ def _devices(rate_per_s: float, target: LocustTarget, *, devices: int | None, re
 
 
 def _other_preset(
-    preset: Preset, target: LocustTarget, base: Path, *, seconds: float, objective: Slo | None
+    preset: Preset, target: LocustTarget, base: Path, *, seconds: float, slo: Path | None
 ) -> dict[str, Any]:
     from loadtests.gate import judge
     from loadtests.locust_process import observed, run_locust
+    from loadtests.slo import read_slo
 
     # LoadGen's multi-stream asks 8 samples at a time; offline asks for all at once, here as many as a replica's batches
     # and queue take.
@@ -304,10 +347,10 @@ def _other_preset(
         target, "closed_loop", folder, duration_s=seconds + _WARMUP_S, callers=callers, records=True, **streams
     )
     figures = _preset_figures(preset, result, observed(folder, result, rate_per_s=0.0))
-    code = INVALID if result.generator.invalid else 0
+    code = INVALID if result.generator.invalid else 0 if result.counts.answered else FAILED
     report: dict[str, Any] = {**figures, "requests": result.counts.answered, "invalid": list(result.generator.invalid)}
-    if objective is not None:
-        verdict = judge(result, objective)
+    if slo is not None:
+        verdict = judge(result, read_slo(slo))
         report["verdict"] = {"outcome": verdict.outcome, "checks": [str(check) for check in verdict.checks]}
         code = verdict.exit_code
     return {**report, "exit_code": code}
@@ -332,9 +375,7 @@ def _print(preset: Preset, report: dict[str, Any]) -> None:
         name, value = next(iter((key, report[key]) for key in ("p90_ms", "p99_ms", "per_s") if key in report))
         shown = "nothing was answered" if value is None else f"{value:.4g}"
         out.print(f"{preset.value}: {name} {shown}, of {report['requests']} requests")
-        for reason in report["invalid"]:
-            err.print(f"INVALID: {reason}")
-    else:
+    elif report["rate_per_s"] is not None:
         table = Table("requests a second", "from", "to", "bound by", "verified")
         verified = report["verified_per_s"]
         table.add_row(
@@ -351,6 +392,8 @@ def _print(preset: Preset, report: dict[str, Any]) -> None:
             out.print(f"{report['devices_per_replica']:.0f} devices per replica")
         elif "scenarios" in report:
             out.print(f"{report['scenarios']:.2f} times the traffic of the payloads' scenario")
+    for reason in report.get("invalid", ()):
+        err.print(f"INVALID: {reason}", markup=False, highlight=False)
     if report.get("verdict"):
-        out.print("\n".join(report["verdict"]["checks"]))
-    out.print(f"written: {report['folder']}")
+        out.print("\n".join(report["verdict"]["checks"]), markup=False, highlight=False)
+    out.print(f"written: {report['folder']}", markup=False, highlight=False)

@@ -45,6 +45,10 @@ _GROWTH: Final = 3.0
 _GROWS: Final = "the server without rest"
 
 
+class TooBusyError(Exception):
+    """This machine could not send at the rate that was to be tried: neither the search is to blame, nor the server."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Observation:
     """What one probe saw, request by request, in order of the intended starts."""
@@ -143,7 +147,9 @@ class Capacity:
     reference_servers: int | None
     """Of the queue that took out the luck of the arrivals; None: no queue was like this server."""
     is_precise: bool
-    """Whether the interval is as narrow as asked; else the budget ended the search."""
+    """Whether the interval is as narrow as asked; else the budget ended the search, or `invalid` says what did."""
+    invalid: tuple[str, ...] = ()
+    """Why the search ended early."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,10 +189,18 @@ class CapacitySearch:
     _seen: list[Observation] = field(default_factory=list)
     _probes: list[Probe] = field(default_factory=list)
     _spent_s: float = 0.0
+    _invalid: tuple[str, ...] = ()
+
+    @property
+    def probes(self) -> tuple[Probe, ...]:
+        """Those that were valid so far."""
+        return tuple(self._probes)
 
     def run(self) -> Capacity:
         """Search. Raises UsageError where even the first rate is too much, or the largest allowed one is not enough,
-        or the generator could not keep its schedule."""
+        TooBusyError where the generator could not keep its schedule and there is no estimate yet."""
+        if self.start_per_s > self.most_per_s:
+            raise UsageError(f"--start-rate of {self.start_per_s:g} is above --max-rate of {self.most_per_s:g}")
         good, bad = self._bracket()
         estimate = self._refine(good, bad)
         reference = self._reference()
@@ -197,7 +211,8 @@ class CapacitySearch:
             criterion=estimate.criterion,
             probes=tuple(self._probes),
             reference_servers=None if reference is None else reference[1],
-            is_precise=estimate.precision <= self.precision,
+            is_precise=estimate.precision <= self.precision and not self._invalid,
+            invalid=self._invalid,
         )
 
     # ---------------------------------------------------------------- bracket
@@ -248,12 +263,18 @@ class CapacitySearch:
             # Without a line, in the middle of what is left.
             rate = halved.rate_per_s if best is None else root * _SPREAD[turn % len(_SPREAD)]
             rate = min(self.most_per_s, rate)
-            is_over = self._probe(rate, self._long_s(rate), "refine").is_over
+            try:
+                is_over = self._probe(rate, self._long_s(rate), "refine").is_over
+            except TooBusyError as error:
+                if best is None:
+                    raise
+                self._invalid = (str(error),)
+                return best
             turn += 1
             found = self.estimate(near_per_s=root)
             if found is not None:
                 # One probe's noise must not carry the search away from the bracket.
-                root = min(max(found.rate_per_s, 0.7 * good), 1.4 * bad)
+                root = min(max(found.rate_per_s, 0.7 * good), 1.4 * bad, self.most_per_s)
                 best = found
             elif best is None:
                 halved = _halved(halved, rate, is_over)
@@ -270,7 +291,7 @@ class CapacitySearch:
     def _probe(self, rate_per_s: float, seconds: float, stage: Literal["bracket", "refine"]) -> Probe:
         seen = self.measure(rate_per_s, seconds, self.seed + len(self._probes))
         if seen.invalid and not seen.is_growing:
-            raise UsageError(f"the generator could not send {rate_per_s:.4g} requests/s: {seen.invalid[0]}")
+            raise TooBusyError(f"the generator could not send {rate_per_s:.4g} requests/s: {seen.invalid[0]}")
         self._spent_s += seconds
         shares = {each.name: float(np.mean(each.bad(seen))) if len(seen.arrivals_s) else 1.0 for each in self.criteria}
         probe = Probe(
@@ -316,8 +337,10 @@ class CapacitySearch:
         for seen in self._seen:
             if 1 / _NEAR <= seen.rate_per_s / near_per_s <= _NEAR and len(seen.arrivals_s) >= 5 * _BLOCKS:
                 share, variance = share_of(criterion, seen, reference)
-                if share > 0:
-                    points.append((math.log(seen.rate_per_s), math.log(share), variance / share**2))
+                # Kind arrivals may leave none, or less: left out, those that had more would speak alone.
+                least = 0.5 / len(seen.arrivals_s)
+                share, variance = max(share, least), max(variance, least**2)
+                points.append((math.log(seen.rate_per_s), math.log(share), variance / share**2))
         if len({point[0] for point in points}) < 2:
             return None
         x, y, variances = (np.array(each) for each in zip(*points, strict=True))

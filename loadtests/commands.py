@@ -42,7 +42,7 @@ def compare(
 
     found = compare_runs(read_result(before), read_result(after), seed=seed)
     for warning in found.warnings:
-        err.print(f"[yellow]{warning}[/yellow]")
+        err.print(warning, style="yellow", markup=False, highlight=False)
     if as_json:
         print_json(
             {
@@ -113,7 +113,7 @@ def load_report(
         out.print(summary(result), markup=False, highlight=False)
         for check in verdict.checks if verdict else ():
             out.print(str(check), markup=False, highlight=False)
-        out.print(f"written: {page}")
+        out.print(f"written: {page}", markup=False, highlight=False)
     if verdict is not None and verdict.exit_code:
         raise typer.Exit(verdict.exit_code)
 

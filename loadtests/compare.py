@@ -2,7 +2,8 @@
 
 Requests of one moment share the server's queue, so that they are no independent draws. Whole blocks of consecutive
 seconds are: the moving-block bootstrap (Kuensch, 1989) draws blocks with replacement, counts their figures, and does so
-many times; the middle 95 % of the changes is the interval. Pure, seeded, NumPy only.
+many times; how far the middle 95 % of these lie from the runs' own figures is the interval around the change. Seconds
+hold latencies in coarse buckets: half a bucket of either run widens the interval. Pure, seeded, NumPy only.
 
 Shape legend: S seconds, V distinct latencies, R repetitions.
 """
@@ -10,12 +11,14 @@ Shape legend: S seconds, V distinct latencies, R repetitions.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from loadtests.histogram import CURVE_BITS
 from loadtests.run_result import RunResult, Second
 from split_inference.errors import UsageError
 
@@ -24,7 +27,7 @@ REPETITIONS: Final = 1000
 BLOCK_S: Final = 5
 CONFIDENCE: Final = 0.95
 LATENCIES: Final = (("p50_ms", 0.50), ("p95_ms", 0.95), ("p99_ms", 0.99))
-SHARES: Final = ("goodput", "errors", "rejects")
+_HALF_BUCKET: Final = 2.0 ** -(CURVE_BITS + 1)
 HIGHER_IS_BETTER: Final = frozenset({"goodput", "good_per_s"})
 
 
@@ -65,19 +68,29 @@ def compare(before: RunResult, after: RunResult, *, seed: int = 0, repetitions: 
     rng = np.random.default_rng(seed)
     samples = []
     for name, run in (("first", before), ("second", after)):
-        if len(run.seconds) < 2 * BLOCK_S:
-            raise UsageError(
-                f"the {name} run has {len(run.seconds)} seconds; an interval needs {2 * BLOCK_S}: run for longer"
-            )
+        seconds = len(_every_second(run))
+        if seconds < 2 * BLOCK_S:
+            raise UsageError(f"the {name} run has {seconds} seconds; an interval needs {2 * BLOCK_S}: run for longer")
         samples.append(_figures_of_resamples(run, rng, repetitions))
     found = (_figures(before), _figures(after))
     changes = []
     for name in found[0]:
+        # The last resample is the run itself, seen as the others are.
         differences = samples[1][name] - samples[0][name]
-        differences = differences[np.isfinite(differences)]
+        scatter = (differences[:-1] - differences[-1])[np.isfinite(differences[:-1])]
         edge = (1 - CONFIDENCE) / 2
-        low, high = np.quantile(differences, (edge, 1 - edge)) if len(differences) else (math.nan, math.nan)
-        changes.append(Change(name=name, before=found[0][name], after=found[1][name], low=float(low), high=float(high)))
+        low, high = np.quantile(scatter, (edge, 1 - edge)) if len(scatter) else (math.nan, math.nan)
+        of_before, of_after = found[0][name], found[1][name]
+        coarse = _HALF_BUCKET * (of_before + of_after) if name in dict(LATENCIES) else 0.0
+        changes.append(
+            Change(
+                name=name,
+                before=of_before,
+                after=of_after,
+                low=of_after - of_before + float(low) - coarse,
+                high=of_after - of_before + float(high) + coarse,
+            )
+        )
     return Comparison(changes=tuple(changes), warnings=tuple(_warnings(before, after)))
 
 
@@ -95,16 +108,16 @@ def _figures(run: RunResult) -> dict[str, float]:
 
 
 def _figures_of_resamples(run: RunResult, rng: np.random.Generator, repetitions: int) -> dict[str, NDArray[np.float64]]:
-    """Each figure of `repetitions` runs made of this one's blocks, [R]."""
-    seconds = run.seconds
-    weights_RS = _block_weights(len(seconds), rng, repetitions)
+    """Each figure of `repetitions` runs made of this one's blocks, and last of the run itself, [R + 1]."""
+    seconds = _every_second(run)
+    weights_RS = np.vstack([_block_weights(len(seconds), rng, repetitions), np.ones(len(seconds))])
     latency_SV, values_s_V = _latency_table(seconds)
     below_RV = np.cumsum(weights_RS @ latency_SV, axis=1)
-    answered_R = below_RV[:, -1] if below_RV.shape[1] else np.zeros(repetitions)
+    answered_R = below_RV[:, -1] if below_RV.shape[1] else np.zeros(len(weights_RS))
     found: dict[str, NDArray[np.float64]] = {}
     for name, share in LATENCIES:
         if not len(values_s_V):
-            found[name] = np.full(repetitions, np.nan)
+            found[name] = np.full(len(weights_RS), np.nan)
             continue
         ranks_R = np.maximum(1, np.ceil(share * answered_R - 1e-9))
         place_R = np.minimum((below_RV < ranks_R[:, None]).sum(axis=1), len(values_s_V) - 1)
@@ -118,10 +131,18 @@ def _figures_of_resamples(run: RunResult, rng: np.random.Generator, repetitions:
     # Seconds do not say which answers were wrong; over the whole run their share of the answers is known.
     wrong_share = run.counts.wrong / max(1, run.counts.answered)
     found["goodput"] = sums_R["good"] / intended_R
-    found["good_per_s"] = sums_R["good"] / len(seconds)
+    found["good_per_s"] = sums_R["good"] / max(run.measured_s, 1e-9)
     found["errors"] = (sums_R["failed"] + wrong_share * sums_R["answered"]) / intended_R
     found["rejects"] = sums_R["refused"] / intended_R
     return found
+
+
+def _every_second(run: RunResult) -> list[Second]:
+    """The measured seconds in order, those in which nothing was meant to start too."""
+    known = {each.second: each for each in run.seconds}
+    first = math.floor(run.warmup_s)
+    last = max([math.ceil(run.warmup_s + run.measured_s) - 1, *known])
+    return [known.get(number) or Second(second=number) for number in range(min([first, *known]), last + 1)]
 
 
 def _block_weights(seconds: int, rng: np.random.Generator, repetitions: int) -> NDArray[np.float64]:
@@ -134,7 +155,7 @@ def _block_weights(seconds: int, rng: np.random.Generator, repetitions: int) -> 
     return weights
 
 
-def _latency_table(seconds: tuple[Second, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _latency_table(seconds: Sequence[Second]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Counts by second and latency [S, V], and the latencies [V] in order."""
     rows: list[dict[float, int]] = []
     for each in seconds:

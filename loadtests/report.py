@@ -294,6 +294,7 @@ class _Slice:
 
     def __init__(self, width_s: int) -> None:
         self.width_s = width_s
+        """Seconds that it spans; the last one may be shorter."""
         self.seconds: list[Second] = []
         self.latency = Histogram(bits=CURVE_BITS)
         self.queue = Histogram(bits=CURVE_BITS)
@@ -313,7 +314,9 @@ def _slices(seconds: Sequence[Second]) -> list[tuple[float, _Slice]]:
     width_s = math.ceil((last - first + 1) / _SLICES)
     found: dict[int, _Slice] = {}
     for each in seconds:
-        found.setdefault((each.second - first) // width_s, _Slice(width_s)).add(each)
+        place = (each.second - first) // width_s
+        spans_s = min(width_s, last - (first + place * width_s) + 1)
+        found.setdefault(place, _Slice(spans_s)).add(each)
     return [(first + (place + 0.5) * width_s, each) for place, each in sorted(found.items())]
 
 

@@ -12,6 +12,7 @@ Every request whose intended start lies between the end of the warm-up and the e
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -25,6 +26,7 @@ VERSION: Final = 1
 RESULT_FILE: Final = "result.json"
 # An hour of seconds with their histograms is 10 MB; a day of soak stays below this.
 MAX_RESULT_BYTES: Final = 512 * 2**20
+_MAX_SECONDS: Final = 31 * 86_400
 
 
 def _histogram(value: Any) -> Histogram:
@@ -32,7 +34,7 @@ def _histogram(value: Any) -> Histogram:
 
 
 HistogramField = Annotated[Histogram, PlainValidator(_histogram), PlainSerializer(Histogram.to_json)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -204,6 +206,11 @@ class RunResult(_Record):
             raise ValueError("answered is not right + wrong + unchecked")
         if not counts.good <= counts.in_time <= counts.answered:
             raise ValueError("good, in_time and answered are not in order")
+        numbers = [each.second for each in self.seconds]
+        if any(before >= after for before, after in pairwise(numbers)) or (numbers and numbers[-1] > _MAX_SECONDS):
+            raise ValueError("seconds are not in order, or more than a month")
+        if any(each.bits != CURVE_BITS for second in self.seconds for each in (second.latency, second.server_queue)):
+            raise ValueError(f"the histograms of seconds have {CURVE_BITS} bits")
         return self
 
     @property

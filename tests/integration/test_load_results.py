@@ -18,6 +18,7 @@ from loadtests.slo import Slo
 from loadtests.stub_payloads import write_stub_payloads
 from tests.conftest import ROOT
 from tests.integration.load_processes import stub_server
+from tests.integration.processes import below, processes, wait_for
 from tests.loadtests.results import run_of
 
 
@@ -84,13 +85,13 @@ def test_a_search_ends_with_a_rate_or_says_why_not(payloads, tmp_path):
     with stub_server(payloads, "--service-ms", "50") as url:
         words = ("--slo", slo, "--host", url, "--payloads", payloads, "--start-rate", 15, "--budget", 10, "--probe", 4)
         found = command("capacity", *words, "--verify", 3, "--folder", tmp_path / "search", "--json")
-    # A busy machine may be too late to send, or to verify; whatever comes of it is said in one line or as JSON.
-    if found.returncode == 2:
-        assert "the generator could not send" in found.stderr
-        return
+    # A busy machine may be too late to send, or to verify: that is 3, and what there is is written all the same.
     assert found.returncode in (0, 3, 99), found.stderr
     report = json.loads(found.stdout)
     assert report == json.loads((tmp_path / "search" / "capacity.json").read_text())
+    if report["rate_per_s"] is None:
+        assert "the generator could not send" in report["invalid"][0]
+        return
     assert report["low_per_s"] < report["rate_per_s"] < report["high_per_s"]
     # One server of 50 ms is saturated at 20 a second.
     assert 4 < report["rate_per_s"] < 30
@@ -106,9 +107,36 @@ def test_a_preset_gives_its_own_figure(payloads, tmp_path, preset):
     report = json.loads(found.stdout)
     # Eight samples on four servers take two rounds; offline is bound by the four servers.
     if preset == "offline":
-        assert 20 < report["per_s"] <= 210
+        assert 5 < report["per_s"] <= 210
     else:
         assert report["p90_ms" if preset == "single-stream" else "p99_ms"] >= (20 if preset == "single-stream" else 40)
+
+
+def test_a_server_that_answers_nothing_has_no_figure(payloads, tmp_path):
+    with stub_server(payloads, "--service-ms", "1", "--error-share", "1") as url:
+        words = ("--preset", "offline", "--seconds", 2, "--folder", tmp_path / "run", "--json")
+        found = command("capacity", "--host", url, "--payloads", payloads, *words)
+    assert found.returncode in (1, 3), found.stderr
+    assert json.loads(found.stdout)["requests"] == 0
+
+
+def test_a_search_that_is_terminated_leaves_no_load_behind(payloads, tmp_path):
+    slo = tmp_path / "slo.yaml"
+    slo.write_text("version: 1\nlatency: {p95_ms: 400}\n")
+    with stub_server(payloads, "--service-ms", "5") as url:
+        words = ("capacity", "--slo", slo, "--host", url, "--payloads", payloads, "--folder", tmp_path / "search")
+        child = subprocess.Popen(
+            [sys.executable, "-m", "split_inference.cli", *map(str, words)],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        probe = tmp_path / "search" / "probe-001" / "header.json"
+        wait_for(probe.is_file, timeout_s=120, why="no probe ever began")
+        load = below(child.pid)
+        child.terminate()
+        _, said = child.communicate(timeout=60)
+    assert child.returncode == 130, said
+    assert load
+    assert not set(load) & set(processes())
 
 
 @pytest.mark.parametrize(
@@ -116,6 +144,7 @@ def test_a_preset_gives_its_own_figure(payloads, tmp_path, preset):
     [
         (("capacity", "--host", "http://127.0.0.1:1", "--payloads", "none"), "--slo FILE is missing"),
         (("compare", "nothing", "nothing"), "cannot read the run"),
+        (("load-report", "bad/[/x]"), "cannot read the run"),
         (("load-report", "nothing"), "cannot read the run"),
     ],
 )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from loadtests.capacity_search import CapacitySearch, Criterion, Observation, Probe, criteria_of, share_of
+from loadtests.capacity_search import CapacitySearch, Criterion, Observation, Probe, TooBusyError, criteria_of, share_of
 from loadtests.reference_queue import late_share, likeliest_servers, sojourns_s
 from loadtests.slo import Slo
 from split_inference.errors import UsageError
@@ -156,8 +158,40 @@ def test_what_cannot_be_found_is_said_in_one_line():
         seen = queue(1)(rate_per_s, seconds, seed)
         return observation(seen.arrivals_s, seen.latencies_s, rate_per_s, invalid=("it was late",))
 
-    with pytest.raises(UsageError, match="could not send 10 requests/s: it was late"):
+    with pytest.raises(TooBusyError, match="could not send 10 requests/s: it was late"):
         CapacitySearch(measure=late, criteria=[P99]).run()
+    with pytest.raises(UsageError, match="above --max-rate"):
+        CapacitySearch(measure=queue(1), criteria=[P99], start_per_s=20, most_per_s=5).run()
+
+
+def test_a_machine_that_gets_busy_in_mid_search_leaves_what_was_found_until_then():
+    probes: list[Probe] = []
+
+    def measure(rate_per_s, seconds, seed):
+        seen = queue(2)(rate_per_s, seconds, seed)
+        refined = sum(probe.stage == "refine" for probe in probes)
+        return replace(seen, invalid=("it was late",)) if refined == 3 else seen
+
+    search = CapacitySearch(
+        measure=measure, criteria=[P99], start_per_s=30, precision=0.001, budget_s=900, on_probe=probes.append
+    )
+    found = search.run()
+    assert found.invalid
+    assert not found.is_precise
+    assert found.low_per_s < found.rate_per_s < found.high_per_s
+    assert search.probes == found.probes == tuple(probes)
+
+
+def test_no_rate_above_the_largest_allowed_is_tried():
+    tried: list[float] = []
+
+    def measure(rate_per_s, seconds, seed):
+        tried.append(rate_per_s)
+        return queue(4)(rate_per_s, seconds, seed)
+
+    exact = largest_rate(bound_s=3 * SERVICE_S, share=0.99, service_s=SERVICE_S, servers=4)
+    CapacitySearch(measure=measure, criteria=[P99], most_per_s=1.05 * exact, start_per_s=50, budget_s=60).run()
+    assert max(tried) <= 1.05 * exact
 
 
 def test_an_objective_becomes_shares_that_may_be_bad():

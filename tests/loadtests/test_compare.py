@@ -57,6 +57,29 @@ def test_equal_servers_are_told_apart_about_as_seldom_as_promised():
     assert false_alarms <= 9
 
 
+def test_every_change_lies_within_its_own_interval():
+    for seed in range(6):
+        before = run_of([], seconds=seconds_of(seed, mean_s=0.005), deadline_s=0.006)
+        after = run_of([], seconds=seconds_of(seed + 50, mean_s=0.005), deadline_s=0.006)
+        for each in changes(before, after, repetitions=200).values():
+            assert each.low <= each.change <= each.high
+
+
+def test_a_change_that_is_smaller_than_a_bucket_is_not_seen():
+    before = run_of([], seconds=[[0.005004] * 30 for _ in range(30)])
+    after = run_of([], seconds=[[0.005005] * 30 for _ in range(30)])
+    assert changes(before, after)["p50_ms"].verdict == "no difference seen"
+
+
+def test_seconds_in_which_nothing_was_meant_to_start_count():
+    steady = run_of([], seconds=[[0.01] * 10 for _ in range(30)])
+    every = seconds_of(1, seconds=30, rate=20)
+    run = run_of([], seconds=every)
+    # As a burst leaves it: half of the seconds are missing, and the others have twice as much.
+    burst = run.model_copy(update={"seconds": run.seconds[::2], "counts": run.counts.model_copy(update={"good": 300})})
+    assert changes(steady, burst)["good_per_s"].verdict == "no difference seen"
+
+
 def test_one_seed_one_interval():
     before, after = (run_of([], seconds=seconds_of(seed)) for seed in (1, 2))
     assert compare(before, after, seed=3) == compare(before, after, seed=3)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from loadtests.gate import judge
-from loadtests.report import report_html, write_report
+from loadtests.report import _curve, _slices, report_html, write_report
 from loadtests.run_result import Generator, ModelUnderTest, OptionResult
 from loadtests.slo import Slo
 from tests.loadtests.results import run_of
@@ -75,6 +75,12 @@ def test_the_page_says_which_loop_it_was_and_what_that_means(is_open):
 def test_an_invalid_run_says_so_before_anything_else():
     page = report_html(a_run(generator=Generator(invalid=("requests began 30 ms late at p99",))))
     assert page.index("INVALID: requests began 30 ms late") < page.index("<table")
+
+
+def test_the_last_slice_of_a_curve_is_divided_by_the_seconds_that_it_has():
+    run = run_of([], seconds=[[0.01] * 10 for _ in range(241)])
+    slices = _slices(run.seconds)
+    assert {rate for _, rate in _curve(slices, lambda each: each.intended)} == {10.0}
 
 
 def test_a_long_run_is_drawn_with_few_points():
