@@ -290,7 +290,7 @@ class LocalContainer:
     def execute(self, words: Sequence[str], *, timeout_s: float) -> subprocess.CompletedProcess[str]:
         """Run something more in it, as the kubelet runs probes and preStop: same user, root, network, processes."""
         plan = json.loads((self.folder / "plan.json").read_text(encoding="utf-8"))
-        inside = ["nsenter", "--target", str(self._first()), "--all", "--root", "--wd"]
+        inside = ["nsenter", "--target", str(self._first()), "--mount", "--pid", "--net", "--root", "--wd"]
         return subprocess.run(
             [*inside, *_privileges(plan), *words],
             env=plan["environment"], capture_output=True, text=True, timeout=timeout_s, check=False,
