@@ -39,16 +39,8 @@ from k8s.checks.pods import Pod, pods_of, ray_container, ray_pods
 from k8s.checks.ray_rules import environment
 from k8s.checks.ray_start import GCS_PORT, ray_start_words
 from k8s.checks.render import ROOT, render
-from k8s.local_pods import (
-    INSIDE,
-    LocalContainer,
-    LocalPod,
-    enter,
-    image_environment,
-    make_bridge,
-    raise_open_files,
-    users_are_mapped,
-)
+from k8s.container_root import image_environment, raise_open_files, users_are_mapped
+from k8s.local_pods import INSIDE, LocalContainer, LocalPod, enter, make_bridge
 from serve_app.serve import connections_within
 from split_inference.figures import Bound, report
 

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from k8s.checks.model import Overlay
-from k8s.local_pods import INSIDE, LocalPod, enter, image_environment, make_bridge, users_are_mapped
+from k8s.container_root import image_environment, users_are_mapped
+from k8s.local_pods import INSIDE, LocalPod, enter, make_bridge
 
 CONTAINER = {
     "name": "c",
