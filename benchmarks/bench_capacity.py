@@ -78,6 +78,10 @@ def main() -> int:
                     found = search_capacity(
                         target, slo, folder, start=exact / 5, budget=options.budget, seed=100 * number
                     )
+                if found["rate_per_s"] is None:
+                    print(f"{servers} servers, search {number}: INVALID: {found['invalid'][0]}")
+                    bounds[f"error_c{servers}_{number}"] = ("<=", 0.05)
+                    continue
                 error = found["rate_per_s"] / exact - 1
                 print(
                     f"{servers} servers, search {number}: {found['rate_per_s']:.4g}/s ({found['low_per_s']:.4g} to "
