@@ -62,6 +62,8 @@ def generator_of(
         if not process.sent and len(sighting.processes) > 1 and intended > 100 * len(sighting.processes):
             invalid.append(f"{process.name} sent nothing")
     notes = [] if sighting.stopped_at_s is None else [f"stopped after {sighting.stopped_at_s:.1f} s, before its end"]
+    if again := tally.counts["sent_again"]:
+        notes.append(f"{again} times a request was sent again, because the server had closed an idle connection")
     return Generator(
         processes=sighting.processes,
         achieved_rate_per_s=within / measured_s if measured_s else 0.0,

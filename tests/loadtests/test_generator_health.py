@@ -73,3 +73,13 @@ def test_a_run_that_was_stopped_says_so_and_stays_a_result():
     generator = judged(tally(), stopped_at_s=7.0)
     assert generator.invalid == ()
     assert any("7.0 s" in note for note in generator.notes)
+
+
+def test_requests_that_were_sent_again_are_told_and_no_reason():
+    counted, more = tally(), tally(0)
+    assert judged(counted).notes == ()
+    more.counts["sent_again"] = 3
+    counted.merge(type(more).from_json(more.to_json()))
+    generator = judged(counted)
+    assert generator.invalid == ()
+    assert any(note.startswith("3 times a request was sent again") for note in generator.notes)
