@@ -196,7 +196,7 @@ def test_a_closed_idle_connection_is_replaced_and_counted():
 def test_an_answer_that_breaks_off_is_a_failure_and_never_sent_again(end):
     fresh = Connection(PLAIN)
     sender = sender_of(fresh, idle=[Connection(PLAIN[:-2], end)])
-    with pytest.raises(SendError, match="broken|malformed"):
+    with pytest.raises(SendError, match=r"broken|malformed"):
         sender.send(b"head", b"body")
     assert (fresh.sent, sender.sent_again) == (0, 0)
 

@@ -115,7 +115,7 @@ def test_a_plan_says_what_will_be_sent_and_asks_only_for_the_card(server, payloa
         (("--models", "stub,stub"), {}, "2 models for 1"),
         (("--models", "bare"), {}, "split point cut0"),
         (("--models", "closed"), {}, "401"),
-        (("--models", "text"), {}, "digest"),
+        (("--models", "text"), {}, "JSON object"),
         (("--option", "9"), {}, "no option"),
         (("--weights", "1,2"), {}, "--weights"),
         (("--weights", "x"), {}, "--weights"),
