@@ -119,6 +119,10 @@ class RunPlan:
         """One worker's part of the callers."""
         return self.callers // workers + (worker < self.callers % workers)
 
+    def is_idle(self, worker: int, workers: int) -> bool:
+        """Whether there is no caller for this worker; in an open loop every worker has a share."""
+        return self.arrivals is None and not self.callers_of(worker, workers)
+
     def announcement(self, *, workers: int) -> str:
         """What is going to be sent."""
         return announcement(

@@ -229,6 +229,8 @@ def test_the_callers_of_a_closed_loop_are_shared_among_workers(server, payloads)
     made = RunPlan.closed("closed_loop", options(server[0], payloads), callers=7, streams=1, think_s=0, duration_s=5)
     made.close()
     assert [made.callers_of(worker, 3) for worker in range(3)] == [3, 2, 2]
+    # Workers without callers come last.
+    assert [made.is_idle(worker, 9) for worker in range(9)] == 7 * [False] + 2 * [True]
     assert "7 users" in made.announcement(workers=1)
     for wrong in ({"callers": 0}, {"streams": 0}, {"think_s": -1}, {"duration_s": 0}):
         with pytest.raises(UsageError):
