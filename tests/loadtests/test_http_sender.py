@@ -56,11 +56,20 @@ class Connection(Socket):
         pass
 
 
+class Sender(HttpSender):
+    """Has its connections already."""
+
+    def __init__(self, new, timeout_s):
+        super().__init__("http://127.0.0.1:1", timeout_s=timeout_s)
+        self._new = list(new)
+
+    def _connect(self):
+        return self._new.pop(0)
+
+
 def sender_of(*new, idle=(), timeout_s=60.0):
     """Sends over these connections: first the idle ones."""
-    sender = HttpSender("http://127.0.0.1:1", timeout_s=timeout_s)
-    left = list(new)
-    sender._connect = lambda: left.pop(0)
+    sender = Sender(new, timeout_s)
     # The one that was put back last is taken first.
     sender._idle.extend(reversed(idle))
     return sender
