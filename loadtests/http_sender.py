@@ -29,9 +29,8 @@ _READ_BYTES = 65_536
 MAX_HEAD_BYTES = 65_536
 # Nothing is sent that asks for 100 Continue; a proxy may say 102 or 103 once or twice.
 MAX_INTERIM = 8
-# All that a response takes on the wire: chunks have frames, extensions and trailers, which are no body. A chunk of one
-# byte takes six, and the largest honest answer in such chunks half of this.
-MAX_WIRE_BYTES = MAX_REPLY_BYTES + MAX_HEAD_BYTES
+# Parsing a piece takes the processor: a piece of this size, all in chunks of one byte, 3 ms.
+_PARSED_BYTES = 16_384
 # A whole head whose body has a length: the only one, because two of them are a trap.
 _PLAIN = re.compile(
     rb"HTTP/1\.1 200 [^\r\n]*\r\n(?:(?!content-length:|transfer-encoding:)[^\r\n]+\r\n)*"
@@ -81,13 +80,9 @@ class _Parser(HTTPResponse):  # type: ignore[misc]  # its types are not read
             raise HTTPParseError("too many interim responses")
 
     @property
-    def has_head(self) -> bool:
-        """Of the response itself; those of 1xx are none."""
-        return bool(self.headers_complete) and self.get_code() >= 200
-
-    @property
     def is_whole(self) -> bool:
-        return self.has_head and bool(self.message_complete)
+        """Of the response itself; those of 1xx are none."""
+        return bool(self.message_complete) and self.get_code() >= 200
 
     def take_body(self) -> bytes:
         return bytes(self._body_buffer)
@@ -258,9 +253,11 @@ def _read(sock: socket.socket, ends_s: float) -> tuple[Response, bool] | None:
     received = len(data)
     parser.feed(data)
     while not parser.is_whole:
-        if received > (MAX_WIRE_BYTES if parser.has_head else MAX_HEAD_BYTES) or parser.body_bytes > MAX_REPLY_BYTES:
+        # What is no body: heads, and the frames, extensions and trailers of chunks, which take less than an honest body
+        # (from six bytes a chunk on).
+        if received - parser.body_bytes > MAX_HEAD_BYTES + parser.body_bytes or parser.body_bytes > MAX_REPLY_BYTES:
             raise HTTPParseError("too long")
-        data = _receive_more(sock, ends_s)
+        data = _receive_more(sock, ends_s, _PARSED_BYTES)
         received += len(data)
         parser.feed(data)
     if parser.body_bytes > MAX_REPLY_BYTES:
@@ -277,7 +274,7 @@ def _receive(sock: socket.socket) -> bytes:
     return data
 
 
-def _receive_more(sock: socket.socket, ends_s: float) -> bytes:
+def _receive_more(sock: socket.socket, ends_s: float, most_bytes: int = _READ_BYTES) -> bytes:
     """What comes next of a response that has begun, which is never asked for again.
 
     A read of what is there already does not wait: whoever sends on and on would keep this process from everything else,
@@ -287,7 +284,7 @@ def _receive_more(sock: socket.socket, ends_s: float) -> bytes:
     if time.monotonic() > ends_s:
         raise SendError("timeout")
     try:
-        data: bytes = sock.recv(_READ_BYTES)
+        data: bytes = sock.recv(most_bytes)
     except OSError as error:
         raise SendError(f"connection broken ({_reason(error)})") from None
     if not data:
