@@ -62,8 +62,14 @@ def _error_name(header: Callable[[str], str | None], body: bytes) -> str:
     if not name and len(body) <= _MAX_ERROR_BODY_BYTES:
         try:
             content = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
+            # A body of nothing but brackets nests too deeply for the parser.
             return ""
         name = content.get("error") if isinstance(content, dict) else None
-    text = name if isinstance(name, str) else ""
-    return "".join(each if each.isprintable() else " " for each in text)[:_MAX_REASON_CHARS].strip()
+    return printable(name, most_chars=_MAX_REASON_CHARS)
+
+
+def printable(said: object, *, most_chars: int) -> str:
+    """A server's text as it may be shown: one line, cut, without what a terminal obeys; empty for what is no text."""
+    text = said[: 4 * most_chars] if isinstance(said, str) else ""
+    return " ".join("".join(each if each.isprintable() else " " for each in text).split())[:most_chars].strip()

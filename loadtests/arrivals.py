@@ -21,13 +21,19 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtests.rate_curve import RateCurve
+from loadtests.rate_curve import MAX_DURATION_S, RateCurve
 from split_inference.errors import DataError, UsageError
 
 Spacing = Literal["poisson", "even"]
 CHUNK = 4096
 # A recording is kept in memory, 8 bytes an arrival.
 MAX_RECORDED = 20_000_000
+# A week of 1,650/s. Each process draws all of them, what others send included (0.2 us each); a plan beyond is a slip of
+# a digit rather than a wish.
+MAX_ARRIVALS = 1_000_000_000
+# Counting draws the whole schedule: this many take two seconds. Of more the expected number is right to within 0.1 %
+# (three standard deviations of a Poisson variable).
+COUNTED_EXACTLY = 10_000_000
 _COLUMNS = ("intended_s", "arrival_s", "at_s", "time_s", "timestamp")
 
 
@@ -43,6 +49,9 @@ class Arrivals(Protocol):
     def chunks(self) -> Iterator[NDArray[np.float64]]:
         """All intended starts, in ascending order, in pieces; the same ones at each call."""
 
+    def planned(self) -> int:
+        """Number of arrivals; of more than `COUNTED_EXACTLY` random ones the expected number."""
+
 
 class RatedArrivals:
     """Arrivals that follow a rate: as a Poisson process, or evenly spaced.
@@ -54,12 +63,20 @@ class RatedArrivals:
     def __init__(self, kind: str, curve: RateCurve, *, spacing: Spacing = "poisson", seed: int = 0) -> None:
         if seed < 0:
             raise UsageError(f"a seed is not negative, got {seed}")
+        _check_number(curve.total)
         self.kind = kind
         self.curve = curve
         self.duration_s = curve.duration_s
         self.mean_per_s = curve.mean_per_s
         self._spacing = spacing
         self._seed = seed
+
+    def planned(self) -> int:
+        """See `Arrivals`."""
+        if self._spacing == "even":
+            # One for each k with k + 1/2 below the total.
+            return math.ceil(self.curve.total - 0.5)
+        return round(self.curve.total) if self.curve.total > COUNTED_EXACTLY else count_of(self)
 
     def chunks(self) -> Iterator[NDArray[np.float64]]:
         """See `Arrivals`."""
@@ -87,13 +104,25 @@ class RecordedArrivals:
             raise UsageError(f"speed is above 0 and repeat 1..1,000,000, got {speed:g} and {repeat}")
         self.kind = "replay"
         times_s = np.sort(times_s)
-        self._times_s = (times_s - times_s[0]) / speed
+        with np.errstate(over="ignore"):
+            # What overflows lasts too long.
+            self._times_s = (times_s - times_s[0]) / speed
         # The end of the recording is as far behind its last arrival as arrivals are apart on average.
         last_s = float(self._times_s[-1])
         self._period_s = last_s + (last_s / (len(times_s) - 1) if len(times_s) > 1 and last_s > 0 else 1.0)
         self._repeat = repeat
         self.duration_s = self._period_s * repeat
+        if not self.duration_s <= MAX_DURATION_S:
+            raise UsageError(
+                f"a run lasts at most {MAX_DURATION_S:.0f} s; this recording would be played for "
+                f"{self.duration_s:.6g} s: raise --speed, lower --repeat, or replay a part of it"
+            )
+        _check_number(len(times_s) * repeat)
         self.mean_per_s = len(times_s) / self._period_s
+
+    def planned(self) -> int:
+        """See `Arrivals`."""
+        return len(self._times_s) * self._repeat
 
     def chunks(self) -> Iterator[NDArray[np.float64]]:
         """See `Arrivals`."""
@@ -123,7 +152,8 @@ def read_recording(path: Path, *, column: str = "") -> NDArray[np.float64]:
     """Arrival times in seconds from a file; DataError with file and line for what is none.
 
     A number on each line; or CSV with a header and a column named like one of `intended_s`, `arrival_s`, `at_s`,
-    `time_s`, `timestamp` (or as `column` says); or JSON lines with such a key, as a fleet's requests.jsonl has.
+    `time_s`, `timestamp` (or as `column` says); or JSON lines with such a key, as a fleet's requests.jsonl has. JSON
+    lines with `attempts` of 0 are left out: what a device answered, gave up or dropped by itself was sent to nobody.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -166,15 +196,32 @@ def _csv_times(path: Path, file: Iterator[str], column: str) -> Iterator[tuple[i
 
 def _json_times(path: Path, file: Iterator[str], column: str) -> Iterator[tuple[int, str]]:
     wanted = [column] if column else list(_COLUMNS)
+    unsent = sent = 0
     for number, line in enumerate(file, start=1):
         if not line.strip():
             continue
         try:
             content = json.loads(line)
-            found = next(name for name in wanted if name in content)
-        except (ValueError, TypeError, StopIteration):
-            raise DataError(f"{path}:{number}: no JSON object with {' or '.join(wanted)}") from None
+        except (ValueError, RecursionError):
+            content = None
+        found = next((name for name in wanted if name in content), None) if isinstance(content, dict) else None
+        if found is None:
+            raise DataError(f"{path}:{number}: no JSON object with {' or '.join(wanted)}")
+        if content.get("attempts") == 0:
+            unsent += 1
+            continue
+        sent += 1
         yield number, str(content[found])
+    if unsent and not sent:
+        raise DataError(f"{path}: none of its {unsent} requests was sent to a server (attempts is 0)")
+
+
+def _check_number(arrivals: float) -> None:
+    if arrivals > MAX_ARRIVALS:
+        raise UsageError(
+            f"a run has at most {MAX_ARRIVALS:,} arrivals, and this one {arrivals:,.0f}: lower the rate or the "
+            "duration, or run one after the other"
+        )
 
 
 def _is_number(text: str) -> bool:

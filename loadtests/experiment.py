@@ -27,7 +27,7 @@ import psutil
 from gevent.event import Event
 
 from loadtests.arrivals import Arrivals
-from loadtests.generator_health import Sighting
+from loadtests.generator_health import Sighting, StopRequest
 from loadtests.options import ArgumentGroup, RunOptions, add_common_arguments, add_duration
 from loadtests.payload_traffic import Mode, PayloadTraffic
 from loadtests.process_run import Ended, ProcessRun
@@ -141,7 +141,7 @@ class Conductor:
         self._news = Event()
         self._finished = Event()
         self._finished.set()
-        self._stop_asked = False
+        self._stop = StopRequest()
 
     def listen(self) -> None:
         """Join Locust's events."""
@@ -216,7 +216,7 @@ class Conductor:
 
     def _test_start(self, environment: Environment, **_: Any) -> None:
         self._environment = environment
-        self._stop_asked = False
+        self._stop = StopRequest()
         if isinstance(environment.runner, WorkerRunner):
             gevent.spawn(self._prepare_worker)
             return
@@ -252,7 +252,7 @@ class Conductor:
     def _conduct_here(self, plan: RunPlan, folder: Path) -> Sighting:
         process = self._new_process(plan, records=folder / "requests.csv" if plan.options.records else None)
         process.prepare()
-        if self._stop_asked:
+        if self._stop:
             raise UsageError("stopped before anything was sent")
         self._send(process, plan, worker=0, workers=1, start_unix_s=time.time() + _HEAD_START_S)
         self._tally.merge(process.take())
@@ -260,7 +260,7 @@ class Conductor:
 
     def _conduct_workers(self, workers: list[str], plan: RunPlan, folder: Path) -> Sighting:
         self._wait_for(
-            lambda: self._stop_asked or all(each in self._ready or self._is_gone(each) for each in workers),
+            lambda: self._stop or all(each in self._ready or self._is_gone(each) for each in workers),
             timeout_s=_READY_TIMEOUT_S,
         )
         troubles = [
@@ -268,7 +268,7 @@ class Conductor:
         ]
         if troubles:
             raise UsageError(troubles[0])
-        if self._stop_asked:
+        if self._stop:
             raise UsageError("stopped before anything was sent")
         if missing := [each for each in workers if each not in self._ready]:
             raise UsageError(
@@ -291,7 +291,8 @@ class Conductor:
             processes=tuple(self._done[each] for each in workers if each in self._done),
             expected=len(workers),
             lost=lost,
-            stopped_at_s=max(0.0, time.time() - start_unix_s) if self._stop_asked else None,
+            without_callers=sum(plan.is_idle(index, len(workers)) for index in range(len(workers))),
+            stopped_at_s=self._stop.after_s(start_unix_s),
         )
 
     @property
@@ -408,7 +409,7 @@ class Conductor:
         """Somebody stops the run (Ctrl-C, --run-time, the web page), or it is over: see that it ends in order."""
         if self._finished.is_set() or self._conducting is gevent.getcurrent():
             return
-        self._stop_asked = True
+        self._stop.ask(time.time())
         if isinstance(environment.runner, MasterRunner):
             environment.runner.send_message(_STOP)
         elif self._process is not None:

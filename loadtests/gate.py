@@ -1,7 +1,7 @@
 """Whether a run met an objective: each figure beside its bound, and what that means for whoever started the run.
 
-Pure. A figure that was not measured, as a percentile of no answers, misses its bound. A run whose generator was late is
-neither met nor missed: it is INVALID, whatever its figures say.
+Pure. A figure that was not measured, as a percentile of no answers, misses its bound. A run whose generator was late,
+or that somebody stopped, is neither met nor missed: it is INVALID, whatever its figures say.
 """
 
 from __future__ import annotations
@@ -93,9 +93,20 @@ def judge(result: RunResult, slo: Slo) -> Verdict:
         slo=slo.name,
         run=f"{result.experiment} of {result.started_at}",
         checks=tuple(checks),
-        invalid=result.generator.invalid,
+        invalid=(*result.generator.invalid, *_stopped(result)),
         notes=_notes(result, slo),
     )
+
+
+def _stopped(result: RunResult) -> tuple[str, ...]:
+    """Why a run that ended early is no verdict: what was to come later in it, a peak or a leak, nobody has seen."""
+    planned_s = result.planned.duration_s
+    # Rounding is no stop.
+    if result.measured_s > planned_s - result.warmup_s - 1e-6:
+        return ()
+    if not result.measured_s:
+        return (f"it was stopped before its warm-up of {result.warmup_s:g} s was over",)
+    return (f"it was stopped after {result.warmup_s + result.measured_s:.1f} of {planned_s:g} s: let it end",)
 
 
 def _notes(result: RunResult, slo: Slo) -> tuple[str, ...]:

@@ -35,6 +35,8 @@ class Sighting:
     """Processes that the run began with."""
     lost: Sequence[str] = ()
     """Names of those that went away in mid-run."""
+    without_callers: int = 0
+    """Processes at the end that have nothing to send: a closed loop of fewer callers than processes."""
     stopped_at_s: float | None = None
     """When somebody ended the run before its time; None where nobody did."""
 
@@ -59,9 +61,12 @@ def generator_of(
                 f"{process.name} used {process.cpu_share:.0%} of a core, above {bounds.cpu_share:.0%}: "
                 "use more workers (--processes) or a lower rate"
             )
-        if not process.sent and len(sighting.processes) > 1 and intended > 100 * len(sighting.processes):
-            invalid.append(f"{process.name} sent nothing")
+    if len(sighting.processes) > 1 and intended > 100 * len(sighting.processes):
+        senders = sighting.processes[: max(0, sighting.expected - sighting.without_callers)]
+        invalid += [f"{process.name} sent nothing" for process in senders if not process.sent]
     notes = [] if sighting.stopped_at_s is None else [f"stopped after {sighting.stopped_at_s:.1f} s, before its end"]
+    if again := tally.counts["sent_again"]:
+        notes.append(f"{again} times a request was sent again, because the server had closed an idle connection")
     return Generator(
         processes=sighting.processes,
         achieved_rate_per_s=within / measured_s if measured_s else 0.0,
@@ -95,3 +100,22 @@ def _schedule_reasons(tally: Tally, *, intended: int, within: int, bounds: Healt
             f"{within / intended - 1:+.1%} off the intended one, beyond {bounds.rate_share:.0%}"
         )
     return reasons
+
+
+class StopRequest:
+    """The moment at which somebody first asked a run to end; what is waited for after it is no part of the run."""
+
+    def __init__(self) -> None:
+        self._at_unix_s: float | None = None
+
+    def ask(self, now_unix_s: float) -> None:
+        """End; asked again it changes nothing."""
+        if self._at_unix_s is None:
+            self._at_unix_s = now_unix_s
+
+    def __bool__(self) -> bool:
+        return self._at_unix_s is not None
+
+    def after_s(self, start_unix_s: float) -> float | None:
+        """Seconds from the start of the run, at least 0; None where nobody asked."""
+        return None if self._at_unix_s is None else max(0.0, self._at_unix_s - start_unix_s)

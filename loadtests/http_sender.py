@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,6 +24,13 @@ from loadtests.options import tls_context
 MAX_REPLY_BYTES = 1 << 20
 CONNECT_TIMEOUT_S = 5.0
 _READ_BYTES = 65_536
+# Heads of a response, those of 1xx before it included. A server's own is below 1 kB, and proxies refuse to pass on more
+# than 8 to 64 kB. Checked after each read, so that one read more may be kept.
+MAX_HEAD_BYTES = 65_536
+# Nothing is sent that asks for 100 Continue; a proxy may say 102 or 103 once or twice.
+MAX_INTERIM = 8
+# Parsing a piece takes the processor: a piece of this size, all in chunks of one byte, 3 ms.
+_PARSED_BYTES = 16_384
 # A whole head whose body has a length: the only one, because two of them are a trap.
 _PLAIN = re.compile(
     rb"HTTP/1\.1 200 [^\r\n]*\r\n(?:(?!content-length:|transfer-encoding:)[^\r\n]+\r\n)*"
@@ -55,6 +63,27 @@ class Response:
 
 
 class _Parser(HTTPResponse):  # type: ignore[misc]  # its types are not read
+    def __init__(self) -> None:
+        super().__init__("POST")
+        self._interim = 0
+
+    def _on_message_begin(self) -> None:
+        # One piece may hold thousands of them.
+        if self.is_whole:
+            raise HTTPParseError("more than was announced")
+        super()._on_message_begin()
+
+    def _on_message_complete(self) -> None:
+        super()._on_message_complete()
+        self._interim += self.get_code() < 200
+        if self._interim > MAX_INTERIM:
+            raise HTTPParseError("too many interim responses")
+
+    @property
+    def is_whole(self) -> bool:
+        """Of the response itself; those of 1xx are none."""
+        return bool(self.message_complete) and self.get_code() >= 200
+
     def take_body(self) -> bytes:
         return bytes(self._body_buffer)
 
@@ -87,6 +116,8 @@ class HttpSender:
         self._address: tuple[int, tuple[str, int]] | None = None
         self.opened = 0
         """Connections opened so far."""
+        self.sent_again = 0
+        """Requests sent once more, each time counted, because an idle connection turned out to be closed."""
 
     def head(self, path: str, *, media_type: str, body_bytes: int, more: str = "") -> bytes:
         """The head of a POST; `more` are further lines, each with its line end."""
@@ -109,10 +140,11 @@ class HttpSender:
 
     def send(self, head: bytes, body: bytes) -> Response:
         """Deliver, and return the response of any status; SendError where none came within the timeout."""
+        ends_s = time.monotonic() + self._timeout_s
         timeout = gevent.Timeout(self._timeout_s)
         timeout.start()
         try:
-            return self._exchange(head, body)
+            return self._exchange(head, body, ends_s)
         except gevent.Timeout as expired:
             if expired is not timeout:
                 raise
@@ -120,7 +152,7 @@ class HttpSender:
         finally:
             timeout.close()
 
-    def _exchange(self, head: bytes, body: bytes) -> Response:
+    def _exchange(self, head: bytes, body: bytes, ends_s: float) -> Response:
         request = head + body if len(body) < _READ_BYTES else b""
         while True:
             reused = bool(self._idle)
@@ -135,11 +167,12 @@ class HttpSender:
                 else:
                     sock.sendall(head)
                     sock.sendall(body)
-                found = _read(sock)
+                found = _read(sock, ends_s)
                 if found is not None:
                     response, kept = found
                     return response
             except OSError as error:
+                # Of sending: `_read` tells by itself whether anything of a response has come.
                 if not reused:
                     raise SendError(f"connection broken ({_reason(error)})") from None
             except HTTPParseError:
@@ -152,7 +185,9 @@ class HttpSender:
                     sock.close()
             if not reused:
                 raise SendError("connection closed without a response")
-            # The server closed an idle connection just now. Asking again is safe: inference changes nothing.
+            # The server closed an idle connection just now, and nothing of a response has come. Asking again is safe:
+            # inference changes nothing.
+            self.sent_again += 1
 
     def _connect(self) -> socket.socket:
         if self._address is None:
@@ -194,9 +229,12 @@ class HttpSender:
             self._idle.pop().close()
 
 
-def _read(sock: socket.socket) -> tuple[Response, bool] | None:
-    """A response, and whether the connection may be used again; None where it was closed before its first byte."""
-    data = _receive(sock, begun=False)
+def _read(sock: socket.socket, ends_s: float) -> tuple[Response, bool] | None:
+    """A response, and whether the connection may be used again; None where it was closed before its first byte.
+
+    SendError where it broke after that, or at `ends_s` (monotonic) was not whole; HTTPParseError for what is none.
+    """
+    data = _receive(sock)
     if not data:
         return None
     plain = _PLAIN.match(data)
@@ -206,29 +244,50 @@ def _read(sock: socket.socket) -> tuple[Response, bool] | None:
         if length <= MAX_REPLY_BYTES:
             pieces = bytearray(data)
             while len(pieces) < end + length:
-                pieces += _receive(sock, begun=True)
+                pieces += _receive_more(sock, ends_s)
             if len(pieces) > end + length:
                 raise HTTPParseError("more than was announced")
             return Response(200, bytes(pieces[end:]), data[: end - 4]), True
-    parser = _Parser("POST")
+    parser = _Parser()
     head = data.partition(b"\r\n\r\n")[0]
+    received = len(data)
     parser.feed(data)
-    while not parser.message_complete or parser.get_code() < 200:
-        parser.feed(_receive(sock, begun=True))
-        if parser.body_bytes > MAX_REPLY_BYTES:
+    while not parser.is_whole:
+        # What is no body: heads, and the frames, extensions and trailers of chunks, which take less than an honest body
+        # (from six bytes a chunk on).
+        if received - parser.body_bytes > MAX_HEAD_BYTES + parser.body_bytes or parser.body_bytes > MAX_REPLY_BYTES:
             raise HTTPParseError("too long")
+        data = _receive_more(sock, ends_s, _PARSED_BYTES)
+        received += len(data)
+        parser.feed(data)
+    if parser.body_bytes > MAX_REPLY_BYTES:
+        raise HTTPParseError("too long")
     return Response(parser.get_code(), parser.take_body(), head), not parser.should_close()
 
 
-def _receive(sock: socket.socket, *, begun: bool) -> bytes:
-    """What is there, waiting for something; empty where the connection was closed and nothing had begun."""
+def _receive(sock: socket.socket) -> bytes:
+    """The first that comes; empty where the connection was closed before."""
     try:
         data: bytes = sock.recv(_READ_BYTES)
     except ConnectionResetError:
-        if begun:
-            raise
         return b""
-    if not data and begun:
+    return data
+
+
+def _receive_more(sock: socket.socket, ends_s: float, most_bytes: int = _READ_BYTES) -> bytes:
+    """What comes next of a response that has begun, which is never asked for again.
+
+    A read of what is there already does not wait: whoever sends on and on would keep this process from everything else,
+    the request's own timeout included.
+    """
+    gevent.sleep(0)
+    if time.monotonic() > ends_s:
+        raise SendError("timeout")
+    try:
+        data: bytes = sock.recv(most_bytes)
+    except OSError as error:
+        raise SendError(f"connection broken ({_reason(error)})") from None
+    if not data:
         raise HTTPParseError("closed in the middle")
     return data
 

@@ -20,6 +20,8 @@ from split_inference.errors import UsageError
 
 # Beside its connections a process has files, pipes and Locust's own sockets.
 SPARE_FILES = 256
+# No answer is waited for longer, so that a longer deadline or delay says nothing; and JSON has no infinity.
+MAX_WAIT_S = 3600.0
 
 
 class ArgumentGroup(Protocol):
@@ -116,12 +118,21 @@ class RunOptions:
             raise UsageError("no server: give --host http://127.0.0.1:8000")
         if not given.payloads.strip():
             raise UsageError("no payloads: give --payloads FILE; `python -m edge_sim payloads` makes one")
-        _require(given.warmup >= 0, f"--warmup is 0 s or more, got {given.warmup:g}")
-        _require(given.deadline_ms >= 0, f"--deadline-ms is 0 (none) or more, got {given.deadline_ms:g}")
-        _require(0 < given.timeout <= 3600, f"--timeout is above 0 and at most 3600 s, got {given.timeout:g}")
+        _require(0 <= given.warmup < math.inf, f"--warmup is 0 s or more, got {given.warmup:g}")
+        most_ms = 1000 * MAX_WAIT_S
+        _require(
+            0 <= given.deadline_ms <= most_ms,
+            f"--deadline-ms is 0 (none) or at most {most_ms:.0f}, got {given.deadline_ms:g}",
+        )
+        _require(
+            0 < given.timeout <= MAX_WAIT_S, f"--timeout is above 0 and at most {MAX_WAIT_S:g} s, got {given.timeout:g}"
+        )
         _require(1 <= given.max_in_flight <= 200_000, f"--max-in-flight is 1..200000, got {given.max_in_flight}")
         _require(0 <= given.connections <= 200_000, f"--connections is 0..200000, got {given.connections}")
-        _require(given.drop_after_ms > 0, f"--drop-after-ms is above 0, got {given.drop_after_ms:g}")
+        _require(
+            0 < given.drop_after_ms <= most_ms,
+            f"--drop-after-ms is above 0 and at most {most_ms:.0f}, got {given.drop_after_ms:g}",
+        )
         _require(0 <= given.seed < 2**63, f"--seed is 0 or more, got {given.seed}")
         _require(
             not given.announce_deadline or given.deadline_ms > 0,

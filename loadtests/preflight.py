@@ -6,23 +6,21 @@ refuses has put load on anybody. Knows no Locust.
 
 from __future__ import annotations
 
-import http.client
 import ipaddress
-import json
-import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from loadtests.options import RunOptions, read_token, tls_context
+from loadtests.answer_check import printable
+from loadtests.card_request import CardServer
+from loadtests.options import RunOptions
 from split_inference.errors import DigestMismatchError, UsageError
 from split_inference.payload_file import PayloadFile, PayloadHeader
 
 CATALOG_PATH = "/v1/models"
-_TIMEOUT_S = 10.0
-# A card of a network with 200 split points and 130 codecs each is 300 kB.
-_MAX_CARD_BYTES = 4 * 2**20
+_MAX_NAME_CHARS = 80
+_MAX_REASON_CHARS = 200
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,29 +78,30 @@ def find_targets(options: RunOptions, files: Sequence[PayloadFile]) -> list[Targ
     url = checked_host(options)
     if options.models and len(options.models) != len(files):
         raise UsageError(f"--models names {len(options.models)} models for {len(files)} payload files")
-    server = _Server(url, options)
+    server = CardServer(url, options)
     names = options.models or [file.header.model.name for file in files]
     return [_target(server, name, file) for name, file in zip(names, files, strict=True)]
 
 
-def _target(server: _Server, name: str, file: PayloadFile) -> Target:
+def _target(server: CardServer, name: str, file: PayloadFile) -> Target:
     status, card = server.get(model_path(name))
     if status == 404:
         _, catalog = server.get(CATALOG_PATH)
-        models = catalog.get("models")
-        known = [str(each.get("name"))[:80] for each in models if isinstance(each, dict)] if models else []
+        known = [_name(each) or "(no name)" for each in _objects(catalog.get("models"))]
         raise UsageError(
             f"{server.url} has no model {name}; it has {', '.join(known[:8]) or 'none'}: --models says what it is "
             "called there"
         )
     if status != 200:
-        reason = " ".join(str(card.get("reason", "")).split())[:200]
+        reason = printable(card.get("reason"), most_chars=_MAX_REASON_CHARS)
         raise UsageError(f"{server.url} answered {status} when asked for {name}{f': {reason}' if reason else ''}")
     header = file.header
     digest = card.get("digest")
+    if not isinstance(digest, str):
+        raise UsageError(f"{server.url} answered with no model card for {name}: a card has a digest")
     if digest != header.model.digest:
         raise DigestMismatchError(
-            f"{server.url} has {name} with digest {str(digest)[:12]}.., {file.path} is for "
+            f"{server.url} has {name} with digest {printable(digest, most_chars=12)}.., {file.path} is for "
             f"{header.model.digest[:12]}..: make the payloads with the model that is served"
         )
     _check_split_points(server.url, name, header, card)
@@ -110,55 +109,20 @@ def _target(server: _Server, name: str, file: PayloadFile) -> Target:
 
 
 def _check_split_points(url: str, name: str, header: PayloadHeader, card: dict[str, Any]) -> None:
-    served: set[str] = set()
-    for point in card.get("split_points") or ():
-        if isinstance(point, dict):
-            served |= {str(point.get("name")), *map(str, point.get("aliases") or ())}
+    served: set[object] = set()
+    for point in _objects(card.get("split_points")):
+        aliases = point.get("aliases")
+        names = [point.get("name"), *(aliases if isinstance(aliases, list) else ())]
+        served |= {each for each in names if isinstance(each, str)}
     missing = {option.split_point for option in header.options if option.split_point} - served
     if missing:
         raise UsageError(f"{url} does not answer for split point {sorted(map(str, missing))[0]} of {name}")
 
 
-class _Server:
-    def __init__(self, url: str, options: RunOptions) -> None:
-        self.url = url
-        self._parts = urlsplit(url)
-        self._headers = {"accept": "application/json"}
-        token = read_token(options.token_file)
-        if token:
-            self._headers["authorization"] = f"Bearer {token}"
-        self._tls = tls_context(options.ca) if self._parts.scheme == "https" else None
+def _objects(content: object) -> list[dict[str, Any]]:
+    """The JSON objects of a list; none of what is no list."""
+    return [each for each in content if isinstance(each, dict)] if isinstance(content, list) else []
 
-    def get(self, path: str) -> tuple[int, dict[str, Any]]:
-        """Status and JSON object (empty where there is none); UsageError where nobody answers."""
-        host = self._parts.hostname or ""
-        try:
-            # No redirects: a token would travel to wherever they point.
-            connection: http.client.HTTPConnection = (
-                http.client.HTTPSConnection(host, self._parts.port, timeout=_TIMEOUT_S, context=self._tls)
-                if self._tls is not None
-                else http.client.HTTPConnection(host, self._parts.port, timeout=_TIMEOUT_S)
-            )
-            try:
-                connection.request("GET", self._parts.path.rstrip("/") + path, headers=self._headers)
-                response = connection.getresponse()
-                body = response.read(_MAX_CARD_BYTES + 1)
-            finally:
-                connection.close()
-        except ssl.SSLCertVerificationError as error:
-            raise UsageError(
-                f"{self.url} has a certificate that is not trusted here ({error.verify_message}); see --ca"
-            ) from None
-        except ssl.SSLError as error:
-            raise UsageError(f"no TLS connection to {self.url} ({error.reason}); is it an https:// server?") from None
-        except TimeoutError:
-            raise UsageError(f"no answer from {self.url} within {_TIMEOUT_S:g} s: is the server up?") from None
-        except OSError as error:
-            raise UsageError(f"no connection to {self.url} ({error.strerror or error}): is the server up?") from None
-        except http.client.HTTPException as error:
-            raise UsageError(f"{self.url} does not speak HTTP ({type(error).__name__})") from None
-        try:
-            content = json.loads(body) if len(body) <= _MAX_CARD_BYTES else None
-        except ValueError:
-            content = None
-        return response.status, content if isinstance(content, dict) else {}
+
+def _name(content: dict[str, Any]) -> str:
+    return printable(content.get("name"), most_chars=_MAX_NAME_CHARS)

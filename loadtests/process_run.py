@@ -86,6 +86,8 @@ class ProcessRun:
         self.stopped_at_s: float | None = None
         """When the run was stopped before its end; None where it was not."""
         self.sent = 0
+        self._sent_again = 0
+        """Of the sender's, that were taken already."""
         self.delays = Histogram()
 
     def now_s(self) -> float:
@@ -140,7 +142,7 @@ class ProcessRun:
         numbers = itertools.count(worker, workers)
         callers = [gevent.spawn(self._call_on_and_on, numbers, think_s, streams) for _ in range(users)]
         self._stopped.wait(max(0.0, self._duration_s - self.now_s()))
-        gevent.joinall(callers, timeout=think_s)
+        # Whoever thinks stops by itself now; whoever waits for an answer is under way.
         self._finish(self._options.timeout_s + CONNECT_TIMEOUT_S)
         gevent.killall(callers)
 
@@ -154,7 +156,10 @@ class ProcessRun:
 
     def take(self) -> Tally:
         """What was counted since the last call."""
-        return self.recorder.take()
+        tally = self.recorder.take()
+        tally.counts["sent_again"] += self._sender.sent_again - self._sent_again
+        self._sent_again = self._sender.sent_again
+        return tally
 
     def report(self, name: str) -> GeneratorProcess:
         """How this process did."""
@@ -208,7 +213,11 @@ class ProcessRun:
             gevent.joinall(asked)
             self._in_flight.difference_update(asked)
             # A server that is down is asked again, and not ten thousand times a second.
-            gevent.sleep(think_s if ended_well or think_s else 0.01)
+            pause_s = min(think_s if ended_well or think_s else 0.01, self._duration_s - self.now_s())
+            if pause_s > 0:
+                self._stopped.wait(pause_s)
+            else:
+                gevent.sleep(0)
 
     def _request(self, number: int, prepared: Prepared, intended_s: float) -> bool:
         """Send one and count it; whether there was a response."""

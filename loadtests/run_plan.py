@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loadtests.arrivals import Arrivals, count_of
+from loadtests.arrivals import Arrivals
 from loadtests.generator_health import Sighting, generator_of
 from loadtests.options import RunOptions, check_file_limit
 from loadtests.payload_traffic import PayloadTraffic
@@ -59,7 +59,7 @@ class RunPlan:
             arrivals=arrivals.kind,
             rate_per_s=arrivals.mean_per_s,
             duration_s=arrivals.duration_s,
-            requests=count_of(arrivals),
+            requests=arrivals.planned(),
             bytes_per_s=arrivals.mean_per_s * traffic.mean_body_bytes,
         )
         return cls(
@@ -118,6 +118,10 @@ class RunPlan:
     def callers_of(self, worker: int, workers: int) -> int:
         """One worker's part of the callers."""
         return self.callers // workers + (worker < self.callers % workers)
+
+    def is_idle(self, worker: int, workers: int) -> bool:
+        """Whether there is no caller for this worker; in an open loop every worker has a share."""
+        return self.arrivals is None and not self.callers_of(worker, workers)
 
     def announcement(self, *, workers: int) -> str:
         """What is going to be sent."""

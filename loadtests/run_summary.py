@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from loadtests.arrivals import COUNTED_EXACTLY
 from loadtests.gate import Verdict
 from loadtests.run_result import Planned, RunResult
 
@@ -20,7 +21,7 @@ def announcement(
         how = f"open loop, at most {max_in_flight} requests under way for each of {_many(workers, 'worker')}"
         much = (
             f"{planned.rate_per_s:,.6g} requests/s on average ({planned.arrivals}) for {planned.duration_s:g} s: "
-            f"{planned.requests:,} requests, {_bytes(planned.bytes_per_s or 0)}/s of bodies"
+            f"{_expected(planned.requests or 0)} requests, {_bytes(planned.bytes_per_s or 0)}/s of bodies"
         )
     lines = [f"{experiment}: {much}, to {host}", f"  {how}"]
     ranked = sorted(shares.items(), key=lambda item: -item[1])
@@ -82,6 +83,10 @@ def _bytes(count: float) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return f"{count:.0f} B"
+
+
+def _expected(requests: int) -> str:
+    return f"about {requests:,}" if requests > COUNTED_EXACTLY else f"{requests:,}"
 
 
 def _many(count: int, what: str) -> str:

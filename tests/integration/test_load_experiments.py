@@ -24,7 +24,7 @@ from loadtests.arrivals import RatedArrivals
 from loadtests.rate_curve import constant
 from loadtests.run_result import read_result
 from loadtests.stub_payloads import write_stub_payloads
-from tests.integration.load_processes import finish, locust, run, start, stub_server
+from tests.integration.load_processes import ROOT, finish, locust, run, start, stub_server
 from tests.integration.processes import below, wait_for
 
 MET_OR_INVALID = (0, 3)
@@ -177,8 +177,9 @@ def test_an_interrupted_run_is_written_and_leaves_no_process(tmp_path, stub, pay
     folder = tmp_path / "run"
     before = answered_by(stub)
     process = start(
-        folder, "poisson", stub, payloads, "--rate", "50", "--duration", "120", "--warmup", "0.2", "--processes", "2"
-    )
+        folder, "poisson", stub, payloads, "--rate", "50", "--duration", "120", "--warmup", "0.2", "--processes", "2",
+        "--slo", str(ROOT / "loadtests" / "slo_files" / "interactive.yaml"),
+    )  # fmt: skip
     wait_for(lambda: answered_by(stub) > before + 50, timeout_s=50, why="the run did not begin")
     children = below(process.pid)
     os.killpg(process.pid, signal.SIGINT)
@@ -186,6 +187,9 @@ def test_an_interrupted_run_is_written_and_leaves_no_process(tmp_path, stub, pay
     assert any("before its end" in note for note in ran.result.generator.notes), ran.out
     assert ran.result.counts.right > 0
     assert ran.result.measured_s < 60
+    # What a gate saw a part of has not passed it.
+    assert ran.code == 3, ran.out
+    assert "of 120 s" in (folder / "summary.md").read_text()
     wait_for(lambda: not [pid for pid in children if pid in below(1)], timeout_s=10, why="a worker is left")
 
 

@@ -20,7 +20,7 @@ def run_of(latencies_s, *, seconds=None, refused=0, failed=0, wrong=0, deadline_
         "started_at": "2026-11-27T20:00:00.000+00:00",
         "command": "locust -f loadtests/poisson.py",
         "seed": 0,
-        "planned": Planned(arrivals="poisson", rate_per_s=10, duration_s=10, requests=sent, bytes_per_s=1000),
+        "planned": Planned(arrivals="poisson", rate_per_s=10, duration_s=measured_s, requests=sent, bytes_per_s=1000),
         "deadline_s": deadline_s,
         "measured_s": measured_s,
         "counts": Counts(

@@ -82,6 +82,11 @@ def test_a_servers_text_cannot_break_a_line_or_fill_a_page():
     assert len(verdict.reason) < 80
 
 
+@pytest.mark.parametrize("body", [b"[" * 60_000, b'{"error":' * 7_000])
+def test_a_body_that_nests_too_deeply_counts_as_its_status(body):
+    assert judge(503, no_header, body, answer=1).reason == "503"
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200), st.sampled_from([200, 404, 500, 503]))
 def test_any_bytes_are_judged_and_nothing_is_raised(body, status):

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 
+from edge_sim.request_record import Request, how_text, line_of, who_text
 from loadtests.arrivals import CHUNK, RatedArrivals, RecordedArrivals, count_of, read_recording, share_of
 from loadtests.rate_curve import bursts, constant, diurnal, ramp, steps
 from split_inference.errors import DataError, UsageError
@@ -81,6 +82,21 @@ def test_arrivals_are_in_order_within_the_run_and_counted():
     assert count_of(arrivals, after_s=10) == (at >= 10).sum()
 
 
+@pytest.mark.parametrize("total", [0.3, 0.5, 0.6, 1.5, 7.2, 2 * CHUNK + 0.4, 2 * CHUNK + 0.5, 2 * CHUNK + 0.6])
+@pytest.mark.parametrize("spacing", ["even", "poisson"])
+def test_the_planned_number_is_that_of_the_schedule(total, spacing):
+    arrivals = RatedArrivals("any", constant(total, 1.0), spacing=spacing, seed=2)
+    assert arrivals.planned() == count_of(arrivals)
+    recorded = RecordedArrivals(np.arange(1.0, 2.0 + total), repeat=3)
+    assert recorded.planned() == count_of(recorded)
+
+
+def test_many_random_arrivals_are_expected_and_not_counted():
+    curve = constant(1000, 604_800)
+    assert RatedArrivals("poisson", curve).planned() == 604_800_000
+    assert RatedArrivals("constant", curve, spacing="even").planned() == 604_800_000
+
+
 def test_an_hour_of_a_thousand_a_second_comes_in_small_chunks():
     chunks = RatedArrivals("poisson", constant(1000, 3600)).chunks()
     assert all(len(chunk) <= CHUNK for chunk in itertools.islice(chunks, 20))
@@ -100,6 +116,8 @@ def test_a_recording_is_replayed_from_its_first_arrival_at_any_speed_and_again()
         "1.5,a\n2.5,b\n4,c\n",
         "number,intended_s\n0,1.5\n1,2.5\n2,4\n",
         '{"intended_s": 1.5}\n{"intended_s": 2.5}\n{"intended_s": 4}\n',
+        '{"intended_s":1,"attempts":0}\n{"intended_s":1.5,"attempts":1}\n{"intended_s":2.5,"attempts":4}\n'
+        '{"intended_s":3,"attempts":0}\n{"intended_s":4}\n',
     ],
 )
 def test_recordings_are_read_as_lines_csv_and_json_lines(tmp_path, text):
@@ -125,6 +143,9 @@ def test_a_column_can_be_named(tmp_path):
         ('{"other": 1}\n', ":1:"),
         ('{"intended_s": 1}\nnonsense\n', ":2:"),
         ('{"intended_s": null}\n', ":1:"),
+        ('{"intended_s": 1}\n"intended_s"\n', ":2:"),
+        ('{"intended_s": 1}\n' + "[" * 100_000 + "\n", ":2:"),
+        ('{"intended_s": 1, "attempts": 0}\n' * 2, "none of its 2 requests"),
     ],
 )
 def test_a_recording_that_is_none_is_refused_with_its_line(tmp_path, text, where):
@@ -149,3 +170,26 @@ def test_impossible_replays_are_refused():
             RecordedArrivals(np.array([1.0]), **wrong)
     with pytest.raises(UsageError):
         RatedArrivals("poisson", constant(1, 1), seed=-1)
+
+
+def test_replays_that_last_for_ever_are_refused():
+    for times_s, more in (([0.0, 1e9], {}), ([0.0, 1.0], {"repeat": 1_000_000}), ([0.0, 1.0], {"speed": 1e-320})):
+        with pytest.raises(UsageError, match="lasts at most"):
+            RecordedArrivals(np.array(times_s), **more)
+    with pytest.raises(UsageError, match="arrivals"):
+        RecordedArrivals(np.linspace(0.0, 0.1, 1001), repeat=1_000_000)
+
+
+def test_a_fleets_own_record_of_a_request_says_whether_it_was_sent(tmp_path):
+    who, how = (
+        who_text(device="d", group="g", policy="p", model="m"),
+        how_text(mode="split", split_point="s", codec="c"),
+    )
+    lines = []
+    for number, attempts in enumerate((1, 0, 2)):
+        request = Request(number, float(number), 0.0)
+        request.attempts = attempts
+        lines.append(line_of(who, how, request) + "\n")
+    file = tmp_path / "requests.jsonl"
+    file.write_text("".join(lines))
+    np.testing.assert_array_equal(read_recording(file), [0.0, 2.0])

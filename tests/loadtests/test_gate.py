@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from loadtests.gate import judge
 from loadtests.gate_output import write_outputs
-from loadtests.run_result import Counts, Generator
+from loadtests.run_result import Counts, Generator, Planned
 from loadtests.slo import Slo
 from tests.loadtests.results import run_of
 
@@ -76,6 +76,20 @@ def test_an_invalid_run_is_neither_met_nor_missed():
         run = run_of(STEADY, generator=Generator(invalid=("requests began 30 ms late at p99",)))
         verdict = judge(run, slo(latency={"p99_ms": bound_ms}))
         assert (verdict.outcome, verdict.exit_code) == ("invalid", 3)
+
+
+@pytest.mark.parametrize(
+    ("measured_s", "said"), [(5.3, "stopped after 7.3 of 12 s"), (0.0, "before its warm-up of 2 s")]
+)
+def test_a_run_that_was_stopped_is_invalid_for_the_gate(measured_s, said):
+    planned = Planned(arrivals="poisson", rate_per_s=10, duration_s=12, requests=120, bytes_per_s=1000)
+    stopped = run_of(STEADY, planned=planned, warmup_s=2.0, measured_s=measured_s)
+    for max_errors in (0.0, 1.0):
+        verdict = judge(stopped, slo(latency={"p99_ms": 100}, max_errors=max_errors))
+        assert (verdict.outcome, verdict.exit_code) == ("invalid", 3)
+        assert any(said in reason for reason in verdict.invalid)
+    whole = run_of(STEADY, planned=planned, warmup_s=2.0, measured_s=10.0)
+    assert judge(whole, slo(latency={"p99_ms": 100})).outcome == "met"
 
 
 def test_a_verdict_says_what_its_reader_might_miss():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from loadtests.generator_health import Sighting, generator_of
+from loadtests.generator_health import Sighting, StopRequest, generator_of
 from loadtests.run_recorder import RunRecorder
 from loadtests.run_result import GeneratorProcess
 from tests.loadtests.helpers import RIGHT
@@ -27,9 +27,13 @@ def tally(count=1000, *, delay_s=0.0005, dropped=(), sent_after_s=None):
     return run.take()
 
 
-def judged(counted, *, processes=(), expected=1, lost=(), open_loop=True, stopped_at_s=None):
+def judged(counted, *, processes=(), expected=1, lost=(), open_loop=True, stopped_at_s=None, without_callers=0):
     sighting = Sighting(
-        processes=tuple(processes) or (process(),), expected=expected, lost=lost, stopped_at_s=stopped_at_s
+        processes=tuple(processes) or (process(),),
+        expected=expected,
+        lost=lost,
+        without_callers=without_callers,
+        stopped_at_s=stopped_at_s,
     )
     return generator_of(counted, sighting, measured_s=10.0, open_loop=open_loop)
 
@@ -73,3 +77,31 @@ def test_a_run_that_was_stopped_says_so_and_stays_a_result():
     generator = judged(tally(), stopped_at_s=7.0)
     assert generator.invalid == ()
     assert any("7.0 s" in note for note in generator.notes)
+
+
+def test_requests_that_were_sent_again_are_told_and_no_reason():
+    counted, more = tally(), tally(0)
+    assert judged(counted).notes == ()
+    more.counts["sent_again"] = 3
+    counted.merge(type(more).from_json(more.to_json()))
+    generator = judged(counted)
+    assert generator.invalid == ()
+    assert any(note.startswith("3 times a request was sent again") for note in generator.notes)
+
+
+def test_workers_without_callers_are_no_reason_and_those_with_callers_are():
+    four = [process(str(number), sent=900 if number < 2 else 0) for number in range(4)]
+    facts = {"processes": four, "expected": 4, "open_loop": False}
+    assert judged(tally(), **facts, without_callers=2).invalid == ()
+    assert judged(tally(), **facts, without_callers=1).invalid == ("2 sent nothing",)
+
+
+def test_a_run_ends_when_it_is_first_asked_to_and_not_when_the_last_worker_has_reported():
+    stop = StopRequest()
+    assert not stop
+    assert stop.after_s(100.0) is None
+    for now_s in (103.0, 106.0):
+        stop.ask(now_s)
+    assert stop
+    assert stop.after_s(100.0) == 3.0
+    assert stop.after_s(104.0) == 0.0

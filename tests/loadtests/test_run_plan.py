@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
+import time
 from argparse import ArgumentParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -115,7 +117,7 @@ def test_a_plan_says_what_will_be_sent_and_asks_only_for_the_card(server, payloa
         (("--models", "stub,stub"), {}, "2 models for 1"),
         (("--models", "bare"), {}, "split point cut0"),
         (("--models", "closed"), {}, "401"),
-        (("--models", "text"), {}, "digest"),
+        (("--models", "text"), {}, "JSON object"),
         (("--option", "9"), {}, "no option"),
         (("--weights", "1,2"), {}, "--weights"),
         (("--weights", "x"), {}, "--weights"),
@@ -127,12 +129,23 @@ def test_a_plan_says_what_will_be_sent_and_asks_only_for_the_card(server, payloa
         (("--seed", "-1"), {}, "--seed"),
         (("--drop-after-ms", "0"), {}, "--drop-after-ms"),
         (("--warmup", "-1"), {}, "--warmup"),
+        (("--warmup", "inf"), {}, "--warmup"),
+        (("--warmup", "nan"), {}, "--warmup"),
+        (("--deadline-ms", "inf"), {}, "--deadline-ms"),
+        (("--deadline-ms", "nan"), {}, "--deadline-ms"),
+        (("--deadline-ms", "1e300", "--announce-deadline"), {}, "--deadline-ms"),
+        (("--drop-after-ms", "inf"), {}, "--drop-after-ms"),
+        (("--drop-after-ms", "nan"), {}, "--drop-after-ms"),
+        (("--timeout", "inf"), {}, "--timeout"),
         (("--warmup", "10"), {}, "nothing of a run"),
         (("--token-file", "missing"), {}, "--token-file"),
         (("--ca", "missing"), {}, "https"),
         (("--slo", "missing.yaml"), {}, "missing.yaml"),
         ((), {"rate": -1.0}, "rate"),
         ((), {"duration": 0.0}, "duration"),
+        ((), {"rate": math.inf}, "rate"),
+        ((), {"duration": math.inf}, "duration"),
+        ((), {"rate": 1e6, "duration": 604_800.0}, "at most 1,000,000,000 arrivals"),
     ],
 )
 def test_what_is_wrong_is_one_line(server, payloads, tmp_path, monkeypatch, arguments, facts, why):
@@ -141,6 +154,15 @@ def test_what_is_wrong_is_one_line(server, payloads, tmp_path, monkeypatch, argu
         plan(server[0], payloads, *arguments, **facts)
     assert why in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_long_plan_is_announced_at_once(server, payloads):
+    began_s = time.perf_counter()
+    made = plan(server[0], payloads, rate=1000.0, duration=604_800.0)
+    made.close()
+    assert "about 604,800,000 requests" in made.announcement(workers=1)
+    # To draw them would take a minute.
+    assert time.perf_counter() - began_s < 10
 
 
 def test_other_weights_are_refused_before_anything_is_sent(server, tmp_path):
@@ -207,6 +229,8 @@ def test_the_callers_of_a_closed_loop_are_shared_among_workers(server, payloads)
     made = RunPlan.closed("closed_loop", options(server[0], payloads), callers=7, streams=1, think_s=0, duration_s=5)
     made.close()
     assert [made.callers_of(worker, 3) for worker in range(3)] == [3, 2, 2]
+    # Workers without callers come last.
+    assert [made.is_idle(worker, 9) for worker in range(9)] == 7 * [False] + 2 * [True]
     assert "7 users" in made.announcement(workers=1)
     for wrong in ({"callers": 0}, {"streams": 0}, {"think_s": -1}, {"duration_s": 0}):
         with pytest.raises(UsageError):
