@@ -168,7 +168,14 @@ class _Search:
     """One search with real load."""
 
     def __init__(self, target: LocustTarget, objective: Slo, slo: Path | None, base: Path) -> None:
-        self._target, self._objective, self._slo, self._base = target, objective, slo, base
+        from loadtests.generator_health import HealthBounds
+
+        self._objective, self._slo, self._base = objective, slo, base
+        # Latency counts from the intended start, so that a late generator makes the answer smaller and never larger;
+        # a tenth of the tightest bound changes it by less than the search's own precision.
+        least_ms = min(objective.latency.said().values(), default=0.0)
+        late_ms = max(1000 * HealthBounds().schedule_delay_p99_s, least_ms / 10)
+        self._target = replace(target, options={**target.options, "max-late-ms": f"{late_ms:g}"})
         self._number = 0
 
     def run(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
+from loadtests.generator_health import HealthBounds
 from loadtests.open_loop import DROP_AFTER_S
 from loadtests.payload_traffic import Mode
 from split_inference.errors import UsageError
@@ -58,6 +59,12 @@ def add_common_arguments(group: ArgumentGroup) -> None:
         default=0,
         help="keep-alive connections that each worker opens first and keeps in use",
     )
+    add(
+        "--max-late-ms",
+        type=float,
+        default=1000 * HealthBounds().schedule_delay_p99_s,
+        help="a run that sent later than this at p99 is INVALID (%(default)s)",
+    )
     add("--drop-after-ms", type=float, default=1000 * DROP_AFTER_S, help="never send an arrival later than this")
     add("--seed", type=int, default=0, help="of the arrivals and of what is sent")
     add("--slo", default="", metavar="FILE", help="judge the run by this SLO file; exit code 99 where it is missed")
@@ -101,6 +108,7 @@ class RunOptions:
     max_in_flight: int
     connections: int
     drop_after_s: float
+    max_late_s: float
     seed: int
     slo: Path | None
     records: bool
@@ -130,6 +138,10 @@ class RunOptions:
         _require(1 <= given.max_in_flight <= 200_000, f"--max-in-flight is 1..200000, got {given.max_in_flight}")
         _require(0 <= given.connections <= 200_000, f"--connections is 0..200000, got {given.connections}")
         _require(
+            0 < given.max_late_ms <= most_ms,
+            f"--max-late-ms is above 0 and at most {most_ms:.0f}, got {given.max_late_ms:g}",
+        )
+        _require(
             0 < given.drop_after_ms <= most_ms,
             f"--drop-after-ms is above 0 and at most {most_ms:.0f}, got {given.drop_after_ms:g}",
         )
@@ -151,6 +163,7 @@ class RunOptions:
             max_in_flight=given.max_in_flight,
             connections=given.connections,
             drop_after_s=given.drop_after_ms / 1000,
+            max_late_s=given.max_late_ms / 1000,
             seed=given.seed,
             slo=_path(given.slo),
             records=given.records,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loadtests.arrivals import Arrivals
-from loadtests.generator_health import Sighting, generator_of
+from loadtests.generator_health import HealthBounds, Sighting, generator_of
 from loadtests.options import RunOptions, check_file_limit
 from loadtests.payload_traffic import PayloadTraffic
 from loadtests.preflight import Target, find_targets
@@ -167,7 +167,13 @@ class RunPlan:
             batch_sizes={int(size): count for size, count in tally.batch_sizes.items()},
             by_option=tally.result_options(),
             seconds=tally.result_seconds(),
-            generator=generator_of(tally, sighting, measured_s=measured_s, open_loop=open_loop),
+            generator=generator_of(
+                tally,
+                sighting,
+                measured_s=measured_s,
+                open_loop=open_loop,
+                bounds=HealthBounds(schedule_delay_p99_s=self.options.max_late_s),
+            ),
         )
 
 
