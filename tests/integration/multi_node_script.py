@@ -50,7 +50,7 @@ class StandIn:
         return load
 
 
-def wait_for(what: Callable[[], Any], *, timeout_s: float = 40) -> Any:
+def wait_for(what: Callable[[], Any], *, timeout_s: float = 120) -> Any:
     """Its first true value, or what it is when the time is up."""
     deadline_s = time.monotonic() + timeout_s
     while not (found := what()) and time.monotonic() < deadline_s:
@@ -133,7 +133,7 @@ def cold(board: Any) -> dict[str, Any]:
     wait_for(lambda: str(serve.status().applications["cold"].status).endswith("RUNNING"))
     before = states("cold")
     began_s = time.monotonic()
-    answered = bool(handle_of("cold").remote().result(timeout_s=40))
+    answered = bool(handle_of("cold").remote().result(timeout_s=120))
     wake_s = time.monotonic() - began_s
     wait_for(lambda: not states("cold"))
     return {"before": before, "answered": answered, "wake_s": wake_s, "after": states("cold")}

@@ -46,7 +46,7 @@ def logs(tmp_path_factory):
 
 def ask(url):
     request = urllib.request.Request(url, data=IMAGE, headers={"content-type": "image/jpeg"})
-    with urllib.request.urlopen(request, timeout=10) as response:
+    with urllib.request.urlopen(request, timeout=30) as response:
         return response.status
 
 
@@ -101,7 +101,7 @@ def answers(url):
         return False
 
 
-def wait_for(what, timeout_s=60):
+def wait_for(what, timeout_s=150):
     deadline_s = time.monotonic() + timeout_s
     while not what():
         assert time.monotonic() < deadline_s, "it did not come about"
@@ -113,7 +113,7 @@ def test_a_refused_request_is_a_line_of_json_with_its_id_and_trace(server, logs)
     headers = {"content-type": "image/jpeg", "x-request-id": "find-me", "traceparent": trace}
     request = urllib.request.Request(f"{server.url}{ROUTE}", data=b"no \n image", headers=headers)
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(request, timeout=10)
+        urllib.request.urlopen(request, timeout=30)
     refused.value.close()
     assert refused.value.headers["x-request-id"] == "find-me"
 
@@ -169,9 +169,9 @@ def test_a_cold_model_has_no_replica_and_a_request_through_haproxy_wakes_one(ser
     config["applications"].append(cold)
     server.deploy(config)
     # Until its route is known, HAProxy says 404; after that, the request waits.
-    wait_for(lambda: status(f"{server.url}/v1/models/cold") == 200, timeout_s=40)
+    wait_for(lambda: status(f"{server.url}/v1/models/cold") == 200, timeout_s=200)
     assert len(replicas(server, "cold")) == 1
-    wait_for(lambda: not replicas(server, "cold"), timeout_s=40)
+    wait_for(lambda: not replicas(server, "cold"), timeout_s=120)
     # The other model served meanwhile, by the replica that it had.
     assert answers(f"{server.url}{ROUTE}")
 
@@ -184,3 +184,6 @@ def status(url):
     except urllib.error.HTTPError as error:
         error.close()
         return error.code
+    except OSError:
+        # Where waking takes longer than HAProxy or we have patience for.
+        return 0

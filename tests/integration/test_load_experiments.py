@@ -159,7 +159,7 @@ def test_a_worker_that_is_killed_makes_the_run_invalid(tmp_path, stub, payloads)
         subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)
     ]
     try:
-        wait_for(lambda: answered_by(stub) > before + 20, timeout_s=50, why="the run did not begin")
+        wait_for(lambda: answered_by(stub) > before + 20, timeout_s=150, why="the run did not begin")
         workers[1].kill()
         ran = finish(master, folder)
     finally:
@@ -180,17 +180,17 @@ def test_an_interrupted_run_is_written_and_leaves_no_process(tmp_path, stub, pay
         folder, "poisson", stub, payloads, "--rate", "50", "--duration", "120", "--warmup", "0.2", "--processes", "2",
         "--slo", str(ROOT / "loadtests" / "slo_files" / "interactive.yaml"),
     )  # fmt: skip
-    wait_for(lambda: answered_by(stub) > before + 50, timeout_s=50, why="the run did not begin")
+    wait_for(lambda: answered_by(stub) > before + 50, timeout_s=150, why="the run did not begin")
     children = below(process.pid)
     os.killpg(process.pid, signal.SIGINT)
-    ran = finish(process, folder, timeout_s=30)
+    ran = finish(process, folder, timeout_s=120)
     assert any("before its end" in note for note in ran.result.generator.notes), ran.out
     assert ran.result.counts.right > 0
     assert ran.result.measured_s < 60
     # What a gate saw a part of has not passed it.
     assert ran.code == 3, ran.out
     assert "of 120 s" in (folder / "summary.md").read_text()
-    wait_for(lambda: not [pid for pid in children if pid in below(1)], timeout_s=10, why="a worker is left")
+    wait_for(lambda: not [pid for pid in children if pid in below(1)], timeout_s=40, why="a worker is left")
 
 
 def certificate(folder):
@@ -285,7 +285,7 @@ def test_wrong_input_is_one_line_and_exit_code_2_before_any_load(tmp_path, stub,
 
 
 def test_an_experiment_lists_its_arguments():
-    done = subprocess.run([*locust("burst"), "--arguments"], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([*locust("burst"), "--arguments"], capture_output=True, text=True, timeout=200, check=True)
     assert all(argument in done.stdout for argument in ("--peak-rate", "--payloads", "--slo"))
 
 
@@ -308,7 +308,7 @@ def test_the_web_page_shows_the_arguments_and_runs_what_was_typed(tmp_path, stub
                     return False
                 return True
 
-            wait_for(there, timeout_s=40, why="no web page")
+            wait_for(there, timeout_s=120, why="no web page")
             for argument in ("payloads", "rate", "duration", "deadline_ms", "max_in_flight"):
                 assert f'"{argument}"' in page, argument
             # What decides whose machine is loaded, and with whose token, is no matter of a page.
@@ -319,12 +319,12 @@ def test_the_web_page_shows_the_arguments_and_runs_what_was_typed(tmp_path, stub
             data = urllib.parse.urlencode(form).encode()
             answer = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/swarm", data, timeout=10))
             assert answer["success"]
-            wait_for(lambda: (folder / "result.json").exists(), timeout_s=30, why="no result")
+            wait_for(lambda: (folder / "result.json").exists(), timeout_s=120, why="no result")
             stats = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/stats/requests", timeout=10))
             assert stats["stats"][-1]["num_requests"] > 0
         finally:
             process.terminate()
-            process.communicate(timeout=20)
+            process.communicate(timeout=60)
     result = read_result(folder)
     assert result.planned.rate_per_s == 30
     assert result.counts.right == result.counts.sent > 0

@@ -28,7 +28,7 @@ def run(before=()):
     os.chmod(folder, 0o755)
     try:
         process = subprocess.run(
-            [*before, *SCRIPT, folder], cwd=ROOT, capture_output=True, text=True, timeout=150, check=False
+            [*before, *SCRIPT, folder], cwd=ROOT, capture_output=True, text=True, timeout=280, check=False
         )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
