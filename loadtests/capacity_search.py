@@ -359,6 +359,9 @@ class CapacitySearch:
         gradient = np.array([-1 / slope, -at / slope])
         deviation = math.sqrt(float(gradient @ covariance @ gradient))
         root = near_per_s * math.exp(at)
+        if not 1 / _NEAR <= root / near_per_s <= _NEAR or _Z95 * deviation > math.log(2):
+            # A line through probes that had no bad request leads anywhere: what is left of the bracket says more.
+            return None
         return Estimate(
             criterion=criterion.name,
             rate_per_s=root,

@@ -182,6 +182,22 @@ def test_a_machine_that_gets_busy_in_mid_search_leaves_what_was_found_until_then
     assert search.probes == found.probes == tuple(probes)
 
 
+def test_probes_that_say_nothing_of_the_root_give_no_estimate():
+    # 0 of 400 and 0 of 380 bad, and then all of 440: as a server that was lucky, and then stood still.
+    search = CapacitySearch(measure=queue(4), criteria=[P99])
+    rng = np.random.default_rng(0)
+    for rate_per_s, late in ((86.0, False), (93.0, False), (94.0, False)):
+        arrivals_s = np.sort(rng.uniform(0, 5, 400))
+        search._seen.append(observation(arrivals_s, np.full(400, 1.0 if late else 0.001), rate_per_s))
+    assert search.estimate(near_per_s=94.0) is None
+
+
+def test_an_estimate_lies_near_where_it_was_looked_for():
+    for seed in range(10):
+        found = CapacitySearch(measure=queue(4, seed=seed), criteria=[P99], start_per_s=15, budget_s=45).run()
+        assert 0.5 < found.low_per_s / found.rate_per_s < 1 < found.high_per_s / found.rate_per_s < 2
+
+
 def test_no_rate_above_the_largest_allowed_is_tried():
     tried: list[float] = []
 
