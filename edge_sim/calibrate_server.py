@@ -24,13 +24,13 @@ import numpy as np
 
 from edge_sim.arrivals import poisson_s
 from edge_sim.fleet_server import Ask, Served
-from edge_sim.routes import model_path
 from edge_sim.server_model import ServerModel
 from edge_sim.server_profile import ServerProfile
 from edge_sim.transport import Request, Transport
 from edge_sim.virtual_clock import VirtualClock
 from split_inference.errors import ServerError
 from split_inference.payload_file import PayloadFile
+from split_inference.server_url import model_path
 from split_inference.wire import REPLY_MEDIA_TYPE, decode_reply
 
 CLOSED = (16, 32)

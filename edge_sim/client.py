@@ -22,7 +22,6 @@ from edge_sim.clock import Clock, SystemClock
 from edge_sim.exchange import Exchange
 from edge_sim.head_runner import HeadRunner, Input
 from edge_sim.retry import RetryPolicy
-from edge_sim.routes import model_path
 from edge_sim.server_card import ServerCard, check_digest, check_split_point
 from edge_sim.transport import HttpTransport, Request, Response, Transport
 from split_inference.calibration import Calibration
@@ -36,6 +35,7 @@ from split_inference.feature_codec import CodecProfile, FeatureCodec
 from split_inference.model_catalog import LoadedModel, load_model
 from split_inference.model_split import SplitPoint
 from split_inference.predictions import top_predictions
+from split_inference.server_url import model_path
 from split_inference.wire import (
     DIGEST_BYTES,
     FRAME_MEDIA_TYPE,

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from edge_sim.clock import Clock, SystemClock
 from edge_sim.retry import RetryPolicy, may_retry
-from edge_sim.routes import CATALOG_PATH, model_path
 from edge_sim.server_card import Catalog, ServerCard, refusal, refusal_error
 from edge_sim.transport import Request, Response, Transport
 from split_inference.errors import ServerError, SplitInferenceError, UnknownModelError
+from split_inference.server_url import CATALOG_PATH, model_path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

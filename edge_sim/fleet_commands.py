@@ -298,7 +298,8 @@ def _run(
     from edge_sim.fleet_run import NO_TOKEN, model_profiles, run_scenario
     from edge_sim.hardware import ProfileHardware
     from edge_sim.recorder import new_run_folder
-    from edge_sim.transport import is_loopback, refuse_exposed_token
+    from edge_sim.transport import refuse_exposed_token
+    from split_inference.server_url import is_loopback
 
     access = access or NO_TOKEN
 
@@ -460,10 +461,11 @@ def calibrate_server(
     import asyncio
 
     from edge_sim.calibrate_server import capacity_per_s, measure, profile_of
-    from edge_sim.transport import HttpTransport, is_loopback
+    from edge_sim.transport import HttpTransport
     from split_inference.calibration import refuse_unwritable
     from split_inference.cli import progress_bar
     from split_inference.payload_file import PayloadFile
+    from split_inference.server_url import is_loopback
 
     refuse_unwritable(file)
     if not yes and not is_loopback(_host(url)):

@@ -9,10 +9,10 @@ import json
 
 from edge_sim.clock import FleetClock
 from edge_sim.fleet_server import Ask, Refused, Served
-from edge_sim.routes import model_path
 from edge_sim.transport import Request, Response, Transport
 from split_inference.errors import MalformedFrameError, ServerError, TooLargeError, WireError
 from split_inference.payload_file import PayloadFile
+from split_inference.server_url import model_path
 from split_inference.wire import REPLY_MEDIA_TYPE, decode_reply
 
 # What a broken connection or a server that is starting is worth waiting for.

@@ -7,7 +7,6 @@ link) is another class with the same two methods.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from split_inference.errors import ServerError, UsageError
+from split_inference.server_url import checked_base_url, is_loopback
 
 # The largest honest answer is raw logits of a full frame: 256 samples x 21,843 classes x 4 bytes = 22 MB.
 MAX_RESPONSE_BYTES = 32 * 1024 * 1024
@@ -178,20 +178,6 @@ class HttpTransport:
                 await asyncio.sleep(0)
 
 
-def checked_base_url(url: str) -> str:
-    """The URL without a trailing slash; UsageError when it is not plain http(s)://host[:port][/path]."""
-    try:
-        parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        valid = False
-    if not valid:
-        raise UsageError(f"{url!r} is not a server's URL: expected http://HOST:PORT or https://HOST[:PORT]")
-    if parts.username is not None or parts.query or parts.fragment:
-        raise UsageError(f"the server's URL may not carry a user name, a query or a fragment: {parts.hostname}")
-    return url.rstrip("/")
-
-
 def checked_token(token: str | None) -> str | None:
     """The token, when it can stand in a header; UsageError without repeating it otherwise."""
     if token is not None and not (token and token.isascii() and token.isprintable() and " " not in token):
@@ -207,16 +193,6 @@ def refuse_exposed_token(url: str, token: str | None, *, allowed: bool) -> None:
     raise UsageError(
         f"a token would travel to {parts.hostname} in the clear: use https://, or --insecure-token in a trusted network"
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether packets to this host never leave the machine; names other than localhost are not looked up."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _tls_context(ca: Path | None) -> ssl.SSLContext:

@@ -6,19 +6,18 @@ refuses has put load on anybody. Knows no Locust.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from loadtests.answer_check import printable
 from loadtests.card_request import CardServer
 from loadtests.options import RunOptions
 from split_inference.errors import DigestMismatchError, UsageError
 from split_inference.payload_file import PayloadFile, PayloadHeader
+from split_inference.server_url import CATALOG_PATH, checked_base_url, is_loopback, model_path
 
-CATALOG_PATH = "/v1/models"
 _MAX_NAME_CHARS = 80
 _MAX_REASON_CHARS = 200
 
@@ -31,23 +30,10 @@ class Target:
     name: str
 
 
-def model_path(name: str) -> str:
-    """Route of a model."""
-    return f"{CATALOG_PATH}/{quote(name, safe='')}"
-
-
 def checked_host(options: RunOptions) -> str:
     """The server's URL; UsageError for what is none, or for another machine without --yes."""
-    url = options.host
-    try:
-        parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        valid = False
-    if not valid:
-        raise UsageError(f"{url!r} is not a server's URL: expected http://HOST:PORT or https://HOST[:PORT]")
-    if parts.username is not None or parts.query or parts.fragment:
-        raise UsageError(f"--host may not carry a user name, a query or a fragment: {parts.hostname}")
+    url = checked_base_url(options.host, called="--host")
+    parts = urlsplit(url)
     loopback = is_loopback(parts.hostname or "")
     if not loopback and not options.yes:
         raise UsageError(
@@ -61,16 +47,6 @@ def checked_host(options: RunOptions) -> str:
     if options.ca and parts.scheme == "http":
         raise UsageError(f"--ca {options.ca} has no meaning with {url}: use an https:// URL")
     return url
-
-
-def is_loopback(host: str) -> bool:
-    """Whether packets to this host never leave the machine; names other than localhost are not looked up."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def find_targets(options: RunOptions, files: Sequence[PayloadFile]) -> list[Target]:

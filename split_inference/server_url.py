@@ -1,0 +1,45 @@
+"""Where a server is and where things are on it: its URL checked, its routes, and whether it is this machine.
+
+What a simulated device and a load test both have to know before they send anything. Knows no HTTP client.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from urllib.parse import quote, urlsplit
+
+from split_inference.errors import UsageError
+
+CATALOG_PATH = "/v1/models"
+
+
+def model_path(served_name: str) -> str:
+    """Route of a model."""
+    return f"{CATALOG_PATH}/{quote(served_name, safe='')}"
+
+
+def checked_base_url(url: str, *, called: str = "the server's URL") -> str:
+    """The URL without a trailing slash; UsageError when it is not plain http(s)://host[:port][/path].
+
+    `called` is what the sender calls it.
+    """
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        valid = False
+    if not valid:
+        raise UsageError(f"{url!r} is not a server's URL: expected http://HOST:PORT or https://HOST[:PORT]")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise UsageError(f"{called} may not carry a user name, a query or a fragment: {parts.hostname}")
+    return url.rstrip("/")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether packets to this host never leave the machine; names other than localhost are not looked up."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
