@@ -15,13 +15,16 @@ import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from serve_app.batching import BatchQueue, CostModel, Item, Taken
 from serve_app.settings import BatchingSettings
 from split_inference.errors import DeadlineError, WireError
 
 LOG = logging.getLogger(__name__)
+
+# What is nearer than this is now: a timer for less would ring before a clock has moved.
+_NO_TIME_S: Final = 1e-4
 
 PayloadT = TypeVar("PayloadT", contravariant=True)
 StagedT = TypeVar("StagedT")
@@ -94,8 +97,8 @@ class _Flight:
 class MicroBatcher(Generic[PayloadT, StagedT, ResultT]):
     """Awaited by many requests at once on one event loop; the work runs in two threads.
 
-    A batch leaves when the model is idle (after `linger_ms`), or when it is full and at most one other is in flight;
-    otherwise it goes on filling. Settings may change at any time.
+    A batch leaves when the model is idle (after `linger_ms`), or, with room in flight, when it is full or the model is
+    about to be free; otherwise it goes on filling. Settings may change at any time.
     """
 
     def __init__(
@@ -125,8 +128,9 @@ class MicroBatcher(Generic[PayloadT, StagedT, ResultT]):
         self._on_sticky_error = on_sticky_error
         self._log = log
         self._queue = BatchQueue(self.cost)
+        self._prepare_cost = CostModel()
         self._flights: list[_Flight] = []
-        self._linger: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._prepare_thread = prepare_thread or ThreadPoolExecutor(
             1, thread_name_prefix="prepare", initializer=thread_start
@@ -201,22 +205,28 @@ class MicroBatcher(Generic[PayloadT, StagedT, ResultT]):
 
     def close(self) -> None:
         """Let both threads end after what they do now."""
-        self._cancel_linger()
+        if self._timer is not None:
+            self._timer.cancel()
         self._prepare_thread.shutdown(wait=False, cancel_futures=True)
         self._model_thread.shutdown(wait=False, cancel_futures=True)
 
     def _pump(self) -> None:
-        """Launch what may leave now; called whenever something came, ended or lingered long enough."""
+        """Launch what may leave now; called whenever something came, ended or a timer rang."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         while True:
             first = self._queue.most_urgent()
             if first is None or len(self._flights) >= self.settings.max_in_flight:
-                break
-            full = self._queue.samples(first.key) >= self.settings.max_batch_samples
-            if self._flights and not full:
-                break
-            now_s = self._now_s()
-            if not full and not self._lingered(now_s):
                 return
+            now_s = self._now_s()
+            rows = self._queue.samples(first.key)
+            if rows < self.settings.max_batch_samples:
+                wait_s = self._ahead_s(first.key, rows, now_s) if self._flights else self._linger_s(now_s)
+                if wait_s > _NO_TIME_S:
+                    if wait_s < math.inf:
+                        self._timer = asyncio.get_running_loop().call_later(wait_s, self._pump)
+                    return
             taken = self._queue.take(
                 starts_s=now_s + self._in_flight_s(now_s), max_samples=self.settings.max_batch_samples
             )
@@ -228,30 +238,27 @@ class MicroBatcher(Generic[PayloadT, StagedT, ResultT]):
                 task = asyncio.get_running_loop().create_task(self._fly(flight, launched_s=now_s))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
-        self._cancel_linger()
 
-    def _lingered(self, now_s: float) -> bool:
-        """Whether an idle model has waited long enough for company of the oldest item; else a timer is set."""
+    def _linger_s(self, now_s: float) -> float:
+        """Seconds that an idle model still waits for company of the oldest item."""
         if self.settings.linger_ms == 0:
-            return True
+            return 0.0
         entered_s = self._queue.oldest_entered_s()
-        if entered_s is None:
-            return True
-        left_s = entered_s + self.settings.linger_ms / 1000 - now_s
-        if left_s <= 0:
-            return True
-        if self._linger is None:
-            self._linger = asyncio.get_running_loop().call_later(left_s, self._end_linger)
-        return False
+        return 0.0 if entered_s is None else entered_s + self.settings.linger_ms / 1000 - now_s
 
-    def _end_linger(self) -> None:
-        self._linger = None
-        self._pump()
+    def _ahead_s(self, key: Hashable, rows: int, now_s: float) -> float:
+        """Seconds until a batch that is not full leaves, so that it is prepared when the model is free.
 
-    def _cancel_linger(self) -> None:
-        if self._linger is not None:
-            self._linger.cancel()
-            self._linger = None
+        Infinity where the end of what runs is not known, or should have come: then the batch fills until it does.
+        """
+        last = self._flights[-1]
+        if len(self._flights) > 1 or not last.expected_s:
+            return math.inf
+        # Where it is still being prepared, it will be looked at again when it would end if it began now.
+        free_s = (now_s if last.run_began_s is None else last.run_began_s) + last.expected_s - now_s
+        if free_s <= 0:
+            return math.inf
+        return free_s - self._prepare_cost.batch_s(key, rows) - self.settings.lead_ms / 1000
 
     async def _fly(self, flight: _Flight, *, launched_s: float) -> None:
         batch = flight.taken.batch
@@ -321,6 +328,7 @@ class MicroBatcher(Generic[PayloadT, StagedT, ResultT]):
             return
         samples = sum(item.samples for item in good)
         self.cost.learn(key, samples, run_s)
+        self._prepare_cost.learn(key, samples, prepare_s)
         # Until it was decoded or run: the next batch is decoded early, and then waits for the model.
         waited_until_s = (flight.run_began_s or launched_s) - prepare_s
         delays_s = tuple(max(0.0, waited_until_s - item.entered_s) for item in good)

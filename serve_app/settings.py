@@ -74,6 +74,9 @@ class BatchingSettings(Settings):
     """Samples that run together. Beyond 16 a processor gains a percent of throughput, and waits twice as long."""
     linger_ms: float = Field(default=0.0, ge=0, le=100)
     """How long an idle model waits for company of the first request. A busy one needs none: batches fill meanwhile."""
+    lead_ms: float = Field(default=2.0, ge=0, le=100)
+    """How long before the model is free a batch that is not full leaves, besides what decoding it takes: the way
+    through event loop and threads."""
     max_in_flight: int = Field(default=2, ge=1, le=4)
     """Batches that are decoded or run: with two, the next one is ready when the model is."""
 

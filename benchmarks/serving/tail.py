@@ -12,15 +12,16 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from serve_app.compile_command import compile_for
+from serve_app.machine import has_bfloat16
 from serve_app.settings import AppSettings, ExecutionSettings
-from serve_app.tail_module import WeightCaster
+from serve_app.tail_module import DTYPES, WeightCaster
 from serve_app.tail_runner import TailRunner
 from split_inference.feature_codec import CodecProfile, FeatureCodec, decode_tensor
 from split_inference.model_catalog import LoadedModel, load_model
@@ -34,13 +35,15 @@ BODIES = 32
 SMOOTH_SIDE = 14
 # Environment variable that tells a peer which tail to run, and its values.
 TAIL = "TAIL"
+# The same for everything that is compared: bfloat16 is the question; float32 where the processor would emulate it.
+PRECISION: Final = "bfloat16" if has_bfloat16() else "float32"
 OURS, JUST_IN_TIME = "ours", "torch.compile"
 
 
 def settings(*, buckets: Sequence[int] = (1, 4, 16), cache_folder: Path | None = None) -> AppSettings:
-    """bfloat16, compiled."""
+    """At the best precision of this machine, compiled."""
     execution = ExecutionSettings(
-        precision="bfloat16", compile=(SPLIT_POINT,), buckets=tuple(buckets), cache=cache_folder
+        precision=PRECISION, compile=(SPLIT_POINT,), buckets=tuple(buckets), cache=cache_folder
     )
     return AppSettings(model=URI, execution=execution)
 
@@ -146,12 +149,12 @@ class Tail:
 
 
 class JustInTimeTail:
-    """The same at bfloat16 and channels_last by `torch.compile` with a dynamic batch, warm for 1 to 16 rows."""
+    """The same precision, channels_last, by `torch.compile` with a dynamic batch, warm for 1 to 16 rows."""
 
     def __init__(self) -> None:
         torch.set_num_threads(1)
         tail = loaded_model().model.tail(SPLIT_POINT)
-        caster = WeightCaster(precision="bfloat16", channels_last=True, device=torch.device("cpu"))
+        caster = WeightCaster(precision=PRECISION, channels_last=True, device=torch.device("cpu"))
         # Frozen weights are folded and laid out for the processor: it is half of the gain, and no user would miss it.
         torch._inductor.config.freezing = True
         self._tail = torch.compile(caster.apply(tail), dynamic=True)
@@ -166,7 +169,7 @@ class JustInTimeTail:
 
     def _run(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            value = torch.from_numpy(features).to(torch.bfloat16, memory_format=torch.channels_last)
+            value = torch.from_numpy(features).to(DTYPES[PRECISION], memory_format=torch.channels_last)
             logits_NK: NDArray[np.float32] = self._tail(value).float().numpy()
         return logits_NK
 

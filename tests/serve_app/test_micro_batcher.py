@@ -9,6 +9,7 @@ from serve_app.batching import CostModel
 from serve_app.micro_batcher import BatchReport, MicroBatcher, Prepared, StickyDeviceError
 from serve_app.settings import BatchingSettings
 from split_inference.errors import DeadlineError, FeatureMismatchError, MalformedFrameError
+from tests.serve_app.virtual_time import JumpingLoop, LoopClock, VirtualThread
 
 
 class Doubles:
@@ -257,3 +258,77 @@ def test_batches_are_reported_with_every_delay():
     assert sum(report.samples for report in reports) == 4
     assert all(len(report.queue_delays_s) == report.items for report in reports)
     assert all(delay_s >= 0 for report in reports for delay_s in report.queue_delays_s)
+
+
+class Timed:
+    """In virtual time: 1 ms to prepare each payload, 50 ms for a batch, or what `took_s` says of them in order."""
+
+    def __init__(self, clock, took_s=()):
+        self.clock, self.took_s, self.ran = clock, list(took_s), []
+
+    def prepare(self, key, payloads):
+        self.clock.ahead_s += 0.001 * len(payloads)
+        return Prepared(staged=list(payloads), bad={})
+
+    def run(self, key, staged):
+        began_s = self.clock()
+        self.clock.ahead_s += self.took_s.pop(0) if self.took_s else 0.05
+        self.ran.append((round(1000 * began_s, 3), round(1000 * self.clock(), 3), staged))
+        return staged
+
+    def discard(self, staged):
+        pass
+
+
+def ran(arrivals_ms, *, took_s=(), known=True, **settings):
+    """When each batch began and ended, in ms, and what was in it; payloads are numbers in the order of arrival."""
+    loop = JumpingLoop()
+    clock = LoopClock(loop)
+    work = Timed(clock, took_s)
+    cost = CostModel()
+    if known:
+        for rows in (1, 2, 4, 8):
+            cost.learn("k", rows, 0.05)
+    batcher = MicroBatcher(
+        work,
+        settings=BatchingSettings(max_batch_samples=8, **settings),
+        cost=cost,
+        now_s=clock,
+        model_thread=VirtualThread(loop, clock),
+        prepare_thread=VirtualThread(loop, clock),
+    )
+    # As a batch before had it: 1 ms a row.
+    for rows in (1, 2, 4, 8):
+        batcher._prepare_cost.learn("k", rows, 0.001 * rows)
+
+    async def ask(payload, at_ms):
+        await asyncio.sleep(at_ms / 1000)
+        assert (await batcher.submit("k", payload)).result == payload
+
+    async def run():
+        await asyncio.gather(*[ask(index, at_ms) for index, at_ms in enumerate(arrivals_ms)])
+
+    try:
+        loop.run_until_complete(run())
+    finally:
+        batcher.close()
+        loop.close()
+    return work.ran
+
+
+def test_a_batch_that_is_not_full_is_prepared_by_the_time_the_model_is_free():
+    found = ran([0, 10, 20, 30, 49], lead_ms=2)
+    # Three rows take 3 ms to prepare: they leave at 46, and the one that comes at 49 has missed them.
+    assert found == [(1, 51, [0]), (51, 101, [1, 2, 3]), (101, 151, [4])]
+    # One batch at a time instead: the model waits while they are prepared, and the last one catches them.
+    assert ran([0, 10, 20, 30, 49], max_in_flight=1) == [(1, 51, [0]), (55, 105, [1, 2, 3, 4])]
+
+
+def test_what_comes_while_the_first_batch_is_prepared_is_ready_in_time_too():
+    assert ran([0, 0.5], lead_ms=2) == [(1, 51, [0]), (51, 101, [1])]
+
+
+def test_where_the_end_is_not_known_or_overdue_a_batch_fills_until_it_comes():
+    assert ran([0, 10, 20], known=False) == [(1, 51, [0]), (53, 103, [1, 2])]
+    # It should have ended at 51: nobody knows when the model will be free, and what comes meanwhile goes together.
+    assert ran([0, 60, 70, 140], took_s=[0.15]) == [(1, 151, [0]), (154, 204, [1, 2, 3])]

@@ -13,7 +13,7 @@ import torch
 from serve_app.batching import CostModel
 from serve_app.compile_command import compile_for, keys_for, measure_agreement
 from serve_app.compiled_tail import CompiledTail
-from serve_app.machine import instruction_set, refuse_what_is_impossible
+from serve_app.machine import has_bfloat16, instruction_set, refuse_what_is_impossible
 from serve_app.settings import AppSettings, ExecutionSettings
 from serve_app.tail_cache import TailCache, TailKey
 from serve_app.tail_points import points_to_compile, stage_ends
@@ -172,10 +172,27 @@ def test_precision_and_device_that_the_machine_lacks_are_refused():
     refuse_what_is_impossible(device="cpu", precision="float32", **options)
     with pytest.raises(ConfigError, match="no CUDA device"):
         refuse_what_is_impossible(device="cuda", precision="float32", **options)
-    with pytest.raises(ConfigError, match=r"no instructions for bfloat16; write float32$"):
+    with pytest.raises(ConfigError, match=r"no instructions for bfloat16 \(.*\); write float32$"):
         refuse_what_is_impossible(device="cpu", precision="bfloat16", **options)
     with pytest.raises(ConfigError, match=r"write float32 or bfloat16$"):
         refuse_what_is_impossible(device="cpu", precision="float16", **{**options, "has_bfloat16": lambda: True})
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "has"),
+    [
+        ({"architecture": "x86_64", "avx512_f": True, "avx512_vnni": True, "avx512_bf16": False}, False),
+        ({"architecture": "x86_64", "avx512_bf16": True}, True),
+        ({"architecture": "x86_64", "amx_bf16": True}, True),
+        ({"architecture": "aarch64"}, True),
+    ],
+)
+def test_emulated_bfloat16_is_none(monkeypatch, capabilities, has):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert has_bfloat16() is has
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert not has_bfloat16()
 
 
 def test_what_is_compiled_by_default(loaded):
