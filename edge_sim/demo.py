@@ -28,11 +28,12 @@ from edge_sim.demo_summary import (
     summarize,
 )
 from edge_sim.recorder import RunRecorder, new_run_folder
-from edge_sim.server_process import ServerProcess, terminated_like_interrupted
+from edge_sim.server_process import ServerProcess
 from split_inference.calibration import EMBEDDED_CALIBRATION, Calibration, load_calibration
 from split_inference.errors import ConfigError
 from split_inference.figures import Bound
 from split_inference.inputs import EncodedInput, read_inputs
+from split_inference.interruption import terminated_like_interrupted
 from split_inference.model_catalog import EMBEDDED_FOLDER, EMBEDDED_URI, load_model
 from split_inference.server_url import CATALOG_PATH, model_path
 

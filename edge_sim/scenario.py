@@ -15,8 +15,9 @@ from pydantic import Field, ValidationError, model_validator
 from edge_sim.policy import Objective
 from edge_sim.server_profile import ServerProfile
 from split_inference.errors import ConfigError
-from split_inference.settings import Settings, dotted, first_problem
+from split_inference.settings import Settings, dotted
 from split_inference.yaml_lines import read_yaml
+from split_inference.yaml_settings import first_problem_line
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Positive = Annotated[float, Field(gt=0, le=1e9)]
@@ -321,9 +322,7 @@ def read_scenario(path: Path) -> Scenario:
     try:
         scenario = Scenario.model_validate(file.data)
     except ValidationError as error:
-        place, reason = first_problem(error, Scenario)
-        known = file.known_part(place)
-        raise ConfigError(f"{path}:{file.line_of(known)}: {dotted(known) or 'scenario'}: {reason}") from None
+        raise ConfigError(first_problem_line(file, error, Scenario, root="scenario")) from None
     for place, named in _files_of(scenario):
         full = (path.parent / named).resolve()
         if not full.is_file():

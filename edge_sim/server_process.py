@@ -24,7 +24,6 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import yaml
@@ -350,21 +349,6 @@ def _serve_run() -> list[str]:
         raise UsageError("Ray Serve is not installed here: pip install 'split-inference[edge,serve]'")
     # `--address local`: never deploy into a cluster of someone else that happens to run on this machine.
     return [sys.executable, "-m", "ray.serve.scripts", "run", "--address", "local"]
-
-
-@contextlib.contextmanager
-def terminated_like_interrupted() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP do what Ctrl-C does: one way to stop, and it runs every `finally`."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        signal.raise_signal(signal.SIGINT)
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

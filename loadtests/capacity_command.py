@@ -22,6 +22,7 @@ from rich.table import Table
 
 from split_inference.cli import JsonOption, err, out, print_json, progress_bar
 from split_inference.errors import UsageError
+from split_inference.interruption import terminated_like_interrupted
 
 if TYPE_CHECKING:
     from loadtests.capacity_search import Capacity, Criterion, Observation, Probe
@@ -72,6 +73,9 @@ def capacity(
     seed: Annotated[int, typer.Option(min=0, help="Of arrivals and of what is sent.")] = 0,
     ca: Annotated[Path | None, typer.Option(help="Trust these certificates (PEM) for https.")] = None,
     token_file: Annotated[Path | None, typer.Option(help="File with the bearer token.")] = None,
+    insecure_token: Annotated[
+        bool, typer.Option("--insecure-token", help="Send the token to another host without https.")
+    ] = False,
     yes: Annotated[bool, typer.Option(help="Yes, put this load on a host that is not this machine.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -87,7 +91,7 @@ def capacity(
     `split-inference capacity --preset offline --host http://127.0.0.1:8000 --payloads r20.payloads`
     """
     from loadtests.capacity_search import criteria_of
-    from loadtests.locust_process import LocustTarget, terminated_like_interrupted
+    from loadtests.locust_process import LocustTarget
     from loadtests.run_folder import new_run_folder, write_header
     from loadtests.slo import read_slo
 
@@ -98,8 +102,9 @@ def capacity(
     for name, value in (("deadline-ms", deadline_ms or None), ("ca", ca), ("token-file", token_file)):
         if value is not None:
             options[name] = str(value)
-    if yes:
-        options["yes"] = ""
+    for name, given in (("insecure-token", insecure_token), ("yes", yes)):
+        if given:
+            options[name] = ""
     target = LocustTarget(host=host, payloads=tuple(payloads), options=options)
     if objective is not None and preset is Preset.server:
         # Before anything is sent.

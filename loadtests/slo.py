@@ -13,8 +13,9 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from split_inference.errors import ConfigError
-from split_inference.settings import Settings, dotted, first_problem
+from split_inference.settings import Settings
 from split_inference.yaml_lines import read_yaml
+from split_inference.yaml_settings import first_problem_line
 
 Milliseconds = Annotated[float, Field(gt=0, le=3.6e6)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -85,6 +86,4 @@ def read_slo(path: Path) -> Slo:
     try:
         return Slo.model_validate(file.data)
     except ValidationError as error:
-        place, reason = first_problem(error, Slo)
-        known = file.known_part(place)
-        raise ConfigError(f"{path}:{file.line_of(known)}: {dotted(place) or 'slo'}: {reason}") from None
+        raise ConfigError(first_problem_line(file, error, Slo, root="slo")) from None

@@ -15,7 +15,6 @@ import torch
 
 from split_inference.errors import ConfigError
 
-
 # Any of these multiplies bfloat16; oneDNN says that it supports it on every AVX-512 processor, and emulates it there
 # (a ResNet-34 tail took 19 times as long as float32 on a Xeon without them).
 _X86_BFLOAT16: Final = ("avx512_bf16", "amx_bf16", "avx_ne_convert", "avx10_2")
@@ -62,7 +61,10 @@ def refuse_what_is_impossible(
                 "device: torch sees no CUDA device here; write device: cpu, or serve on a node with a GPU"
             )
         return
-    lacks = {"bfloat16": ("bfloat16 (AVX512-BF16 or AMX-BF16)", has_bfloat16), "float16": ("float16 (AVX512-FP16 or AMX-FP16)", has_float16)}
+    lacks = {
+        "bfloat16": ("bfloat16 (AVX512-BF16 or AMX-BF16)", has_bfloat16),
+        "float16": ("float16 (AVX512-FP16 or AMX-FP16)", has_float16),
+    }
     if precision in lacks:
         name, has = lacks[precision]
         if not has():

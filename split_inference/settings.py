@@ -8,11 +8,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from split_inference.errors import ConfigError
+
+HAS_TO_BE_SET: Final = "has to be set"
 
 
 class Settings(BaseModel):
@@ -44,7 +46,7 @@ def first_problem(error: ValidationError, kind: type[BaseModel]) -> tuple[tuple[
     if first["type"] == "extra_forbidden":
         return path, unknown_key(str(path[-1]), known_keys(kind, path[:-1]))
     if first["type"] == "missing":
-        return path, "has to be set"
+        return path, HAS_TO_BE_SET
     reason = " ".join(str(first["msg"]).removeprefix("Value error, ").split())
     value = first.get("input")
     shown = isinstance(value, str | int | float | bool | None) and len(repr(value)) <= 80

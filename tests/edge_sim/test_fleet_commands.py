@@ -56,10 +56,15 @@ def test_replayed_it_is_the_same_byte_for_byte(ran):
     assert json.loads(result.stdout)["same_records"] is True
 
 
+ABSENT = object()
+
+
 @pytest.mark.parametrize(
     ("place", "value", "said"),
     [
         (["groups", 0, "cuont"], 3, "cuont: unknown key; did you mean count"),
+        (["duration_s"], ABSENT, "duration_s: has to be set"),
+        (["groups", 1, "policy", "split_point"], ABSENT, "groups[1].policy.split_point: has to be set"),
         (["groups", 0, "count"], 0, "count: Input should be greater than or equal to 1"),
         (["groups", 0, "device"], "pi-99", "no device profile 'pi-99'"),
         (["groups", 1, "cell"], "road", "there is no road"),
@@ -71,7 +76,10 @@ def test_a_wrong_scenario_is_one_line_with_the_file(tmp_path, place, value, said
     at = content
     for step in place[:-1]:
         at = at[step]
-    at[place[-1]] = value
+    if value is ABSENT:
+        del at[place[-1]]
+    else:
+        at[place[-1]] = value
     file = tmp_path / "wrong.yaml"
     file.write_text(yaml.safe_dump(content))
     result = edge_sim("run", file, "--runs", tmp_path)

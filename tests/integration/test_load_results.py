@@ -164,3 +164,9 @@ def test_a_search_that_cannot_begin_says_so_before_any_load(payloads, tmp_path):
     far = command(*common[:-1], tmp_path / "far", "--host", "http://192.0.2.1:8000", "--payloads", payloads)
     assert far.returncode == 2
     assert "--yes" in far.stderr
+    token = tmp_path / "token"
+    token.write_text("abc")
+    safe = ("--yes", "--token-file", token, "--host", "http://192.0.2.1:8000", "--payloads", payloads)
+    said = command(*common[:-1], tmp_path / "token-far", *safe).stderr
+    assert "in the clear" in said
+    assert "--insecure-token" in said

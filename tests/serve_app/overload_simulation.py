@@ -45,9 +45,7 @@ class _Model(TinyRunner):
         return Prepared(staged=[np.zeros((1, 8), np.float32)] * len(payloads), bad={})
 
     def run(self, key: BatchKey, staged: list[NDArray[np.float32]]) -> Any:
-        self._clock.ahead_s += self._slowness(
-            self._clock(), self._slower * (FIXED_S + PER_SAMPLE_S * len(staged))
-        )
+        self._clock.ahead_s += self._slowness(self._clock(), self._slower * (FIXED_S + PER_SAMPLE_S * len(staged)))
         return [np.zeros((1, 3), np.float32)] * len(staged)
 
     def discard(self, staged: list[NDArray[np.float32]]) -> None:

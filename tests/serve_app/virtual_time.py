@@ -1,4 +1,4 @@
-"""An event loop whose clock jumps to the next moment, and threads that live on it: real asyncio code in virtual time."""
+"""Real asyncio code in virtual time: an event loop whose clock jumps to the next moment, and threads on it."""
 
 from __future__ import annotations
 
