@@ -53,11 +53,14 @@ serve: $(VENV)/.installed  ## Check config.yaml, then serve it behind HAProxy on
 check-config: $(VENV)/.installed  ## Refuse a wrong config.yaml with the field's name
 	$(BIN)/split-inference check-config config.yaml
 
-test: $(VENV)/.installed-dev  ## All tests: fast ones, then real Ray, HTTP and processes
-	$(BIN)/python -m pytest -q
+# Files of tests run side by side, a file at a time in each process; one torch thread in each of theirs, too.
+WORKERS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+test: $(VENV)/.installed-dev  ## All tests, with real Ray, HTTP, Locust and Chromium; WORKERS=2 files at a time
+	$(PYTEST)
 
 test-fast: $(VENV)/.installed-dev  ## Tests without Ray and without whole large networks, under a minute
-	$(BIN)/python -m pytest -q -m 'not integration and not slow'
+	$(PYTEST) -m 'not integration and not slow'
 
 check: $(VENV)/.installed-dev  ## Formatting, lint, types, spelling, import directions
 	$(BIN)/ruff format --check .
@@ -97,7 +100,7 @@ bench-load: $(VENV)/.installed-dev  ## The load generator itself: schedule, stal
 loadtest: $(VENV)/.installed-dev  ## Serve two models, prepare requests, a minute of Poisson load on each, gate and report (4 min)
 	$(BIN)/python -m benchmarks.loadtest
 
-bench-capacity: $(VENV)/.installed-dev  ## The capacity search beside queueing theory: M/D/1, M/D/2, M/D/4, three times each (20 min)
+bench-capacity: $(VENV)/.installed-dev  ## The capacity search beside queueing theory: M/D/1, M/D/2, M/D/4, three times each (50 min)
 	$(BIN)/python -m benchmarks.bench_capacity
 
 chaos: $(VENV)/.installed-dev  ## Kill a replica, kill HAProxy, remove a node, replace the weights, under load that judges every answer

@@ -1,8 +1,8 @@
 """Virtual time beside the wall clock: the same scenario, once against a real server and once against a model of it.
 
 Two servers. "paced" is our ingress and batcher in one process, with a tail that takes stated times (paced_server.py):
-what differs there is the simulation. "real" is ResNet-34 behind its third stage, bfloat16, compiled, one replica on Ray
-Serve behind HAProxy: there the machine's own noise comes on top.
+what differs there is the simulation. "real" is ResNet-34 behind its third stage, compiled, one replica on Ray Serve
+behind HAProxy, bfloat16 where the processor has it: there the machine's own noise comes on top.
 
 In each round the server is started, measured by calibrate-server and stopped; then it is started again, fleets at 0.3
 and 0.8 of its capacity ask it, and the same scenarios run in virtual time. Compared are p50 and p95 of queue, service
@@ -28,7 +28,7 @@ import torch
 
 from benchmarks.serving import paced_server
 from benchmarks.serving.systems import plain, ray_serve
-from benchmarks.serving.tail import SPLIT_POINT, URI, serve_config
+from benchmarks.serving.tail import PRECISION, SPLIT_POINT, URI, serve_config
 from edge_sim.calibrate_server import capacity_per_s, measure, profile_of
 from edge_sim.fleet_run import run_scenario
 from edge_sim.hardware import ProfileHardware
@@ -163,6 +163,8 @@ def main() -> int:
                 compare(compared, folder, logs, seed=seed, seconds=options.seconds, calibrate_s=options.calibrate)
                 for seed in range(1, options.rounds + 1)
             ]
+        if name == "real":
+            print(f"real: {URI} behind {SPLIT_POINT}, {PRECISION}, compiled")
         figures[f"{name}_capacity_per_s"] = statistics.median(each.capacity_per_s for each in rounds)
         figures[f"{name}_turnaround_ms"] = statistics.median(1000 * each.profile.turnaround_s for each in rounds)
         figures["bytes_differ"] += sum(each.bytes_differ for each in rounds)

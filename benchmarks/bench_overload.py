@@ -17,7 +17,7 @@ from benchmarks.serving.http_load import closed_loop, request_bytes
 from benchmarks.serving.open_loop import OpenLoopProcess, OpenLoopResult
 from benchmarks.serving.process_stats import ProcessUse
 from benchmarks.serving.systems import processes_of, ray_serve
-from benchmarks.serving.tail import bodies, serve_config
+from benchmarks.serving.tail import PRECISION, bodies, serve_config
 from edge_sim.server_process import HOST
 from split_inference.figures import Bound, report
 from split_inference.wire import FRAME_MEDIA_TYPE
@@ -67,6 +67,7 @@ def main() -> int:
             honest = load.result()
             summary = held.summary()
         print(summary)
+    print(f"the tail: {PRECISION}, compiled")
     _print_seconds("overload", overload)
     _print_seconds("half-sent", honest)
     return report("bench-overload", _figures(capacity, overload, growth, honest, honest_rate), BOUNDS)

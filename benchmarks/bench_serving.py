@@ -25,7 +25,7 @@ from benchmarks.serving.http_load import LoadResult, closed_loop, percentile, re
 from benchmarks.serving.limit import SIZES, LimitProcess, measure_together
 from benchmarks.serving.process_stats import cpu_between
 from benchmarks.serving.systems import System, litserve_path, plain, processes_of, ray_serve
-from benchmarks.serving.tail import JUST_IN_TIME, OURS, TAIL, bodies, serve_config
+from benchmarks.serving.tail import JUST_IN_TIME, OURS, PRECISION, TAIL, bodies, serve_config
 from edge_sim.server_process import HOST, free_port
 from split_inference.cli import progress_bar
 from split_inference.figures import Bound, report
@@ -137,6 +137,7 @@ def main() -> int:
                         limits_two.append(measure_together(processes, size=best, seconds=options.seconds / 2))
                         bar.advance(task)
     best = max(limits, key=lambda size: statistics.median(limits[size]))
+    print(f"the tail: {PRECISION}, compiled")
     _print_table(table, limits, limits_two, best)
     return report("bench-serving", _figures(table, limits, limits_two, best), BOUNDS)
 

@@ -42,6 +42,8 @@ BUSY = 0.5
 MOST_TURNAROUND_S = 0.05
 # Halvings of that: to 0.2 ms.
 _HALVINGS = 8
+LEAD_S = 0.002
+"""How long before a batch ends serve_app closes the next one: the default of its `lead_ms`, which no answer says."""
 # At each level, in virtual time.
 _FIT_REQUESTS = 2000
 # Fewer batches of a size say more of the moment than of the size.
@@ -61,7 +63,10 @@ class Sample(NamedTuple):
     """At which was asked; of the closed loop, how many asked."""
     total_s: float
     queue_s: float
+    decode_s: float
+    """Of the whole batch."""
     batch_s: float
+    """Without decoding."""
     samples: int
 
 
@@ -136,9 +141,9 @@ class _Asker:
             return
         timings = decode_reply(response.body).timings_s
         batch = _BATCH.search(response.headers.get("server-timing", ""))
-        in_batch_s = timings.get("decode", 0.0) + timings.get("tail", 0.0)
+        queue_s, decode_s, batch_s = (timings.get(stage, 0.0) for stage in ("queue", "decode", "tail"))
         samples = int(batch[1]) if batch else 1
-        self.samples.append(Sample(*level, total_s, timings.get("queue", 0.0), in_batch_s, samples))
+        self.samples.append(Sample(*level, total_s, queue_s, decode_s, batch_s, samples))
 
 
 def profile_of(
@@ -156,8 +161,12 @@ def profile_of(
         source=source,
         replicas=replicas,
         max_batch=max_batch,
-        overhead_s=_quantiles([max(0.0, each.total_s - each.queue_s - each.batch_s) for each in spread]),
+        overhead_s=_quantiles(
+            [max(0.0, each.total_s - each.queue_s - each.decode_s - each.batch_s) for each in spread]
+        ),
         batch_s={split_point: dict(sorted(batch_s.items()))},
+        decode_s=float(np.median([each.decode_s / each.samples for each in spread])),
+        lead_s=LEAD_S,
     )
     return profile.model_copy(update={"turnaround_s": turnaround_s(profile, spread)})
 

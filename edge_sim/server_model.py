@@ -1,8 +1,8 @@
 """A server in virtual time: replicas, queues, batches that fill while the model is busy, refusals, scaling, faults.
 
 Does what serve_app does (docs/decisions/0006-a-batcher-of-our-own.md) with times that were measured: a replica that
-idles begins a batch with what is there, a busy one collects; batches have one split point; what would be too late is
-refused. Knows the virtual clock and a seeded generator.
+idles begins a batch with what is there, a busy one collects and closes the next batch in time to decode it; batches
+have one split point; what would be too late is refused. Knows the virtual clock and a seeded generator.
 """
 
 from __future__ import annotations
@@ -34,13 +34,15 @@ class _Waiting:
 class _Replica:
     """One model thread and what waits for it."""
 
-    __slots__ = ("alive", "busy_s", "busy_until_s", "pending", "queues", "running", "turning")
+    __slots__ = ("alive", "busy_s", "busy_until_s", "closed", "pending", "queues", "running", "turning")
 
     def __init__(self) -> None:
         self.alive = True
         self.queues: dict[str, deque[_Waiting]] = {}
         self.pending = 0
         self.running: list[_Waiting] = []
+        self.closed: list[_Waiting] = []
+        """The next batch, decoded while this one runs; nothing joins it."""
         self.turning = False
         """Between two batches, while requests wait."""
         self.busy_until_s = 0.0
@@ -57,6 +59,7 @@ class ServerModel:
         self._rng = random.Random(seed)
         self._reply_bytes = reply_bytes
         self._overhead_s = profile.overhead_s
+        self._ahead_s = profile.lead_s + profile.max_batch * profile.decode_s
         self._times = {name: BatchTimes(by_rows) for name, by_rows in profile.batch_s.items()}
         self._any = self._times.get(_ANY, next(iter(self._times.values())))
         self._full_batch_s: dict[str, float] = {}
@@ -99,8 +102,11 @@ class ServerModel:
         promise = Promise()
         waiting = _Waiting(ask, now_s, until_s, promise)
         replica.queues.setdefault(ask.split_point, deque()).append(waiting)
-        if not replica.running and not replica.turning:
-            self._begin(replica)
+        if not replica.running:
+            if not replica.turning:
+                self._begin(replica)
+        elif self._ahead_s and not replica.closed:
+            self._close_if_due(replica)
         if not await clock.wait(promise, until_s=until_s):
             return None
         outcome: Served | Refused = promise.value
@@ -125,8 +131,8 @@ class ServerModel:
 
     def _lose(self, replica: _Replica) -> None:
         replica.alive = False
-        lost = [*replica.running, *(each for queue in replica.queues.values() for each in queue)]
-        replica.running, replica.queues, replica.pending, replica.turning = [], {}, 0, False
+        lost = [*replica.running, *replica.closed, *(each for queue in replica.queues.values() for each in queue)]
+        replica.running, replica.closed, replica.queues, replica.pending, replica.turning = [], [], {}, 0, False
         for each in lost:
             self._clock.keep(each.promise, Refused("server_down", MIN_RETRY_AFTER_S))
 
@@ -141,8 +147,26 @@ class ServerModel:
         return max(0.0, replica.busy_until_s - now_s) + batches * full_s
 
     def _begin(self, replica: _Replica) -> None:
-        """Begin the batch whose first request has the earliest deadline."""
+        """Begin the batch that is closed already, or else the one whose first request has the earliest deadline."""
         now_s = self._clock.now_s()
+        decode_s = 0.0
+        batch, replica.closed = replica.closed, []
+        if not batch:
+            batch = self._take(replica, now_s)
+            if not batch:
+                return
+            decode_s = len(batch) * self._profile.decode_s
+        times = self._times.get(batch[0].ask.split_point, self._any)
+        took_s = decode_s + times.seconds(len(batch), self._rng.random())
+        replica.running = batch
+        replica.busy_until_s = now_s + took_s
+        replica.busy_s += took_s
+        self._clock.at(now_s + took_s, self._end, (replica, batch, now_s))
+        if self._ahead_s:
+            self._clock.at(max(now_s, now_s + took_s - self._ahead_s), self._close, (replica, batch))
+
+    def _take(self, replica: _Replica, now_s: float) -> list[_Waiting]:
+        """The batch whose first request has the earliest deadline, out of its queue; empty where nobody waits."""
         queue = None
         for each in replica.queues.values():
             while each and each[0].deadline_s <= now_s:
@@ -150,8 +174,6 @@ class ServerModel:
                 replica.pending -= 1
             if each and (queue is None or each[0].deadline_s < queue[0].deadline_s):
                 queue = each
-        if queue is None:
-            return
         batch: list[_Waiting] = []
         while queue and len(batch) < self._profile.max_batch:
             waiting = queue.popleft()
@@ -159,12 +181,25 @@ class ServerModel:
                 batch.append(waiting)
             else:
                 replica.pending -= 1
-        times = self._times.get(batch[0].ask.split_point, self._any)
-        took_s = times.seconds(len(batch), self._rng.random())
-        replica.running = batch
-        replica.busy_until_s = now_s + took_s
-        replica.busy_s += took_s
-        self._clock.at(now_s + took_s, self._end, (replica, batch, now_s))
+        return batch
+
+    def _close(self, what: tuple[_Replica, list[_Waiting]]) -> None:
+        """Close the next batch while `during` runs, or look again when that will be due for what waits now."""
+        replica, during = what
+        if replica.running is during and not replica.closed:
+            due_s = self._close_if_due(replica)
+            if due_s > self._clock.now_s():
+                self._clock.at(due_s, self._close, what)
+
+    def _close_if_due(self, replica: _Replica) -> float:
+        """Close the next batch where it is time to decode it. Returns when it is, or was: for one row where nobody
+        waits."""
+        waiting = max(map(len, replica.queues.values()), default=0)
+        rows = max(1, min(waiting, self._profile.max_batch))
+        due_s = replica.busy_until_s - self._profile.lead_s - rows * self._profile.decode_s
+        if waiting and due_s <= self._clock.now_s():
+            replica.closed = self._take(replica, self._clock.now_s())
+        return due_s
 
     def _end(self, what: tuple[_Replica, list[_Waiting], float]) -> None:
         replica, batch, began_s = what
@@ -178,7 +213,7 @@ class ServerModel:
             # Replies of one kind have one size: five classes, or the logits.
             clock.keep(each.promise, Served(began_s - each.arrived_s, took_s, len(batch), self._reply_bytes, None))
         turnaround_s = self._profile.turnaround_s
-        if turnaround_s and any(replica.queues.values()):
+        if turnaround_s and (replica.closed or any(replica.queues.values())):
             replica.turning = True
             clock.at(clock.now_s() + turnaround_s, self._turned, replica)
         else:

@@ -52,9 +52,14 @@ class ServerProfile(BaseModel):
     max_pending: int = Field(default=192, ge=1)
     """Requests of one replica that wait or run; more are refused."""
     overhead_s: Quantiles
-    """HTTP, decoding and answering of one request, beside the model's thread."""
+    """HTTP and answering of one request, beside the model's thread."""
     batch_s: Mapping[str, Mapping[int, Quantiles]]
-    """By split point, then by samples in the batch: decode, dequantise, tail. "*" is every other split point."""
+    """By split point, then by samples in the batch: dequantise, tail; decoding too where `decode_s` is 0. "*" is every
+    other split point."""
+    decode_s: Seconds = 0.0
+    """Decoding of each sample: an idle model waits for it, a busy one does not."""
+    lead_s: Seconds = 0.0
+    """How long before the model is free the next batch is closed, besides decoding it."""
     turnaround_s: Seconds = 0.0
     """From the end of one batch to the beginning of the next, where requests wait: threads and event loop."""
     autoscaling: Autoscaling | None = None

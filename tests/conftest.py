@@ -12,10 +12,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_collection_modifyitems(items):
-    """Tests under tests/integration start real processes; `make test-fast` leaves them out by this mark."""
+    """Tests under tests/integration start real processes; `make test-fast` leaves them out by this mark.
+
+    They come first: their files take minutes, and short ones fill what is left of the other processes' time.
+    """
     for item in items:
         if "integration" in item.path.relative_to(ROOT / "tests").parts:
             item.add_marker(pytest.mark.integration)
+    items.sort(key=lambda item: item.get_closest_marker("integration") is None)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,8 +32,11 @@ def _one_torch_thread():
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
     """Tests find and leave nothing in the user's own folder of compiled tails and exported models."""
+    base = tmp_path_factory.getbasetemp()
+    # Processes of one run share it: what one has compiled need not be compiled again.
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPLIT_INFERENCE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("SPLIT_INFERENCE_CACHE", str(shared / "cache"))
         yield
 
 

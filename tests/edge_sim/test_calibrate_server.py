@@ -9,13 +9,14 @@ import random
 import pytest
 
 from edge_sim.arrivals import poisson_s
-from edge_sim.calibrate_server import CLOSED, OPEN, Sample, capacity_per_s, profile_of, turnaround_s
+from edge_sim.calibrate_server import CLOSED, LEAD_S, OPEN, Sample, capacity_per_s, profile_of, turnaround_s
 from edge_sim.fleet_server import Ask, Served
 from edge_sim.server_model import ServerModel
 from edge_sim.server_profile import ServerProfile
 from edge_sim.virtual_clock import VirtualClock
 
 OVERHEAD_S = 0.002
+DECODE_S = 0.0002
 SECONDS = 20.0
 
 
@@ -25,6 +26,8 @@ def server(turnaround):
             "source": "assumed",
             "overhead_s": [OVERHEAD_S],
             "batch_s": {"*": {1: [0.024], 16: [0.084]}},
+            "decode_s": DECODE_S,
+            "lead_s": LEAD_S,
             "turnaround_s": turnaround,
         }
     )
@@ -41,9 +44,13 @@ def ask(profile, *, share, rate_per_s, seed):
         served = await model.infer(Ask(0, "*", 0, 1, 0, False), until_s=math.inf)
         assert isinstance(served, Served)
         total_s = clock.now_s() - at_s
-        # The server says the queue without the way to it; half of the overhead lies before it, half behind.
-        queue_s, batch_s = served.queue_s - OVERHEAD_S / 2, served.service_s - OVERHEAD_S / 2
-        samples.append(Sample(share, rate_per_s, total_s, queue_s, batch_s, served.batch_samples))
+        # The server says the queue without the way to it; half of the overhead lies before it, half behind. Decoding is
+        # the end of the queue, or where an idle server decodes first, the beginning of the batch.
+        rows = served.batch_samples
+        decode_s = rows * DECODE_S
+        tail_s = profile.batch_s["*"][1][0] + (rows - 1) * 0.004
+        queue_s = total_s - OVERHEAD_S - tail_s - decode_s
+        samples.append(Sample(share, rate_per_s, total_s, queue_s, decode_s, tail_s, rows))
 
     for at_s in poisson_s(random.Random(seed), rate_per_s=rate_per_s, until_s=SECONDS):
         clock.start(one(at_s))
@@ -67,6 +74,7 @@ def test_a_turnaround_is_found_again(turnaround):
     assert found.turnaround_s == pytest.approx(turnaround, rel=0.3, abs=0.001)
     assert found.overhead_s == pytest.approx([OVERHEAD_S] * len(found.overhead_s))
     assert found.batch_s["*"][1] == pytest.approx([0.024] * len(found.batch_s["*"][1]))
+    assert found.decode_s == pytest.approx(DECODE_S)
 
 
 def test_a_server_without_a_turnaround_has_at_most_a_trace_of_one():
@@ -85,7 +93,7 @@ def test_levels_that_leave_the_server_idle_say_nothing_of_it():
 
 
 def test_the_capacity_is_the_best_closed_loop():
-    samples = [Sample(0.0, asking, 0.1, 0.0, 0.1, 1) for asking, count in zip(CLOSED, (50, 80), strict=True)
+    samples = [Sample(0.0, asking, 0.1, 0.0, 0.0, 0.1, 1) for asking, count in zip(CLOSED, (50, 80), strict=True)
                for _ in range(count)]  # fmt: skip
     assert capacity_per_s([*samples, *measured(0.0)], seconds=2.0) == 40.0
 

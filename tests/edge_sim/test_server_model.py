@@ -70,6 +70,33 @@ def test_what_comes_during_a_turnaround_joins_the_next_batch():
     assert [outcome.batch_samples for _, _, outcome in world.run()] == [1, 2, 2]
 
 
+def test_a_busy_server_decodes_the_next_batch_in_time_and_what_comes_after_that_has_missed_it():
+    world = World(profile(decode_s=0.001, lead_s=0.002))
+    for at_s in (0.0, 0.001, 0.002, 0.0095, 0.1):
+        world.send(at_s)
+    seen = world.run()
+    # Idle, it decodes first: 1 + 10 ms. What waits then is closed at 8 ms and runs at 11.
+    assert [outcome.batch_samples for _, _, outcome in seen] == [1, 2, 2, 1, 1]
+    assert [ended_s for _, ended_s, _ in seen] == pytest.approx([0.011, 0.023, 0.023, 0.033, 0.111])
+
+
+def test_what_comes_to_an_empty_queue_shortly_before_the_model_is_free_is_closed_alone():
+    world = World(profile(decode_s=0.001, lead_s=0.002))
+    for at_s in (0.0, 0.0095, 0.0099):
+        world.send(at_s)
+    assert [ended_s for _, ended_s, _ in world.run()] == pytest.approx([0.011, 0.021, 0.031])
+
+
+def test_a_batch_that_is_closed_is_lost_with_its_replica():
+    world = World(profile(lead_s=0.002))
+    for at_s in (0.0, 0.001, 0.0085):
+        world.send(at_s)
+    world.clock.at(0.009, lambda _: world.server.go_down(for_s=0.001))
+    world.send(0.02)
+    seen = world.run()
+    assert [type(outcome) for _, _, outcome in seen] == [Refused, Refused, Refused, Served]
+
+
 def test_a_replica_that_is_lost_between_two_batches_leaves_nothing_behind():
     world = World(profile(turnaround_s=0.005))
     world.send(0.0)
