@@ -42,6 +42,9 @@ BUSY = 0.5
 MOST_TURNAROUND_S = 0.05
 # Halvings of that: to 0.2 ms.
 _HALVINGS = 8
+LEVEL_REQUESTS = 150
+MOST_STRETCH = 8.0
+"""A level is asked for at most so many times as long as the closed loop."""
 LEAD_S = 0.002
 """How long before a batch ends serve_app closes the next one: the default of its `lead_ms`, which no answer says."""
 # At each level, in virtual time.
@@ -68,6 +71,8 @@ class Sample(NamedTuple):
     batch_s: float
     """Without decoding."""
     samples: int
+    ended_s: float = 0.0
+    """When it came, from the beginning of its level."""
 
 
 async def measure(
@@ -80,7 +85,8 @@ async def measure(
     seed: int = 0,
     on_level: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[Sample]:
-    """Ask one option at every level for so long. ServerError where the server refuses or fails."""
+    """Ask one option at every level for so long; at Poisson moments for twice that, and longer where it brings fewer
+    than LEVEL_REQUESTS. ServerError where the server refuses or fails."""
     asker = _Asker(transport, payloads, option=option, route=route)
     levels = len(CLOSED) + len(OPEN)
     for done, concurrency in enumerate(CLOSED, start=1):
@@ -88,10 +94,14 @@ async def measure(
         await asker.closed_loop(concurrency, seconds=seconds, level=(0.0, concurrency))
         on_level(done, levels)
     capacity = capacity_per_s(asker.samples, seconds=seconds)
+    if not capacity:
+        raise ServerError(f"no answers to measure in {seconds:g} s: measure for longer")
     rng = random.Random(seed)
     for done, share in enumerate(OPEN, start=len(CLOSED) + 1):
-        arrivals = poisson_s(rng, rate_per_s=share * capacity, until_s=2 * seconds)
-        await asker.open_loop(arrivals, level=(share, share * capacity))
+        rate_per_s = share * capacity
+        until_s = min(MOST_STRETCH * seconds, max(2 * seconds, LEVEL_REQUESTS / rate_per_s))
+        arrivals = poisson_s(rng, rate_per_s=rate_per_s, until_s=until_s)
+        await asker.open_loop(arrivals, level=(share, rate_per_s))
         on_level(done, levels)
     return asker.samples
 
@@ -112,11 +122,11 @@ class _Asker:
         self.samples: list[Sample] = []
 
     async def closed_loop(self, concurrency: int, *, seconds: float, level: Level | None) -> None:
-        end_s = time.perf_counter() + seconds
+        began_s = time.perf_counter()
 
         async def again_and_again() -> None:
-            while time.perf_counter() < end_s:
-                await self._ask(level)
+            while time.perf_counter() < began_s + seconds:
+                await self._ask(level, level_began_s=began_s)
 
         await asyncio.gather(*(again_and_again() for _ in range(concurrency)))
 
@@ -125,16 +135,16 @@ class _Asker:
         asked = []
         for at_s in arrivals_s:
             await asyncio.sleep(max(0.0, began_s + at_s - time.perf_counter()))
-            asked.append(asyncio.ensure_future(self._ask(level)))
+            asked.append(asyncio.ensure_future(self._ask(level, level_began_s=began_s)))
         await asyncio.gather(*asked)
 
-    async def _ask(self, level: Level | None) -> None:
+    async def _ask(self, level: Level | None, *, level_began_s: float) -> None:
         body = self._bodies[self._turn % len(self._bodies)]
         self._turn += 1
         request = Request(method="POST", path=self._path, headers=self._headers, body=body)
         began_s = time.perf_counter()
         response = await self._transport.send(request, timeout_s=30)
-        total_s = time.perf_counter() - began_s
+        ended_s = time.perf_counter()
         if response.status != 200:
             raise ServerError(f"{self._path} answered {response.status}; a server that is measured has to answer all")
         if level is None:
@@ -143,7 +153,9 @@ class _Asker:
         batch = _BATCH.search(response.headers.get("server-timing", ""))
         queue_s, decode_s, batch_s = (timings.get(stage, 0.0) for stage in ("queue", "decode", "tail"))
         samples = int(batch[1]) if batch else 1
-        self.samples.append(Sample(*level, total_s, queue_s, decode_s, batch_s, samples))
+        self.samples.append(
+            Sample(*level, ended_s - began_s, queue_s, decode_s, batch_s, samples, ended_s - level_began_s)
+        )
 
 
 def profile_of(
@@ -223,12 +235,21 @@ def _by_rows(samples: Sequence[Sample]) -> dict[int, tuple[float, ...]]:
 
 
 def capacity_per_s(samples: Sequence[Sample], *, seconds: float) -> float:
-    """Answers a second in the closed loop, at the concurrency that gave most."""
-    counts: dict[float, int] = defaultdict(int)
+    """Answers a second in the closed loop, at the concurrency that gave most; 0 where there are too few to say.
+
+    Counted from the first answer to the last one within `seconds`: what was under way then came later, and counting it
+    would give a slow server half as much again.
+    """
+    ended_s: dict[float, list[float]] = defaultdict(list)
     for sample in samples:
-        if sample.share == 0:
-            counts[sample.rate_per_s] += 1
-    return max(counts.values(), default=0) / seconds
+        if sample.share == 0 and sample.ended_s <= seconds:
+            ended_s[sample.rate_per_s].append(sample.ended_s)
+    return max((_rate_per_s(each) for each in ended_s.values()), default=0.0)
+
+
+def _rate_per_s(ended_s: Sequence[float]) -> float:
+    first_s, last_s = min(ended_s), max(ended_s)
+    return sum(each > first_s for each in ended_s) / (last_s - first_s) if last_s > first_s else 0.0
 
 
 def _quantiles(values: Sequence[float]) -> tuple[float, ...]:

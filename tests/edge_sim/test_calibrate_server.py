@@ -92,12 +92,11 @@ def test_levels_that_leave_the_server_idle_say_nothing_of_it():
     assert turnaround_s(server(0.0), [each for each in measured(0.01) if each.share < 0.5]) == 0.0
 
 
-def test_the_capacity_is_the_best_closed_loop():
-    samples = [Sample(0.0, asking, 0.1, 0.0, 0.0, 0.1, 1) for asking, count in zip(CLOSED, (50, 80), strict=True)
-               for _ in range(count)]  # fmt: skip
-    assert capacity_per_s([*samples, *measured(0.0)], seconds=2.0) == 40.0
-
-
-def test_too_few_answers_are_refused():
-    with pytest.raises(ValueError, match="too few answers"):
-        profile_of([], split_point="*", source="test")
+def test_the_capacity_is_the_best_closed_loop_and_what_was_under_way_at_its_end_does_not_count():
+    samples = []
+    for asking, batch_s in zip(CLOSED, (0.5, 0.4), strict=True):
+        # Batches of 16, one after the other; those that end after two seconds were asked before.
+        ends_s = [batch_s * (number + 1) for number in range(5)]
+        samples += [Sample(0.0, asking, 0.1, 0.0, 0.0, 0.1, 16, ended_s) for ended_s in ends_s for _ in range(16)]
+    assert capacity_per_s([*samples, *measured(0.0)], seconds=2.0) == pytest.approx(16 / 0.4)
+    assert capacity_per_s(samples[:1], seconds=2.0) == 0.0
