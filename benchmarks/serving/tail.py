@@ -48,7 +48,7 @@ def settings(*, buckets: Sequence[int] = (1, 4, 16), cache_folder: Path | None =
     return AppSettings(model=URI, execution=execution)
 
 
-def serve_config(apps: dict[str, int], *, replica_cpus: float) -> dict[str, Any]:
+def serve_config(apps: dict[str, int], *, replica_cpus: float, max_batch_samples: int = 16) -> dict[str, Any]:
     """A Serve config with one application of our own for each name and number of replicas."""
     return {
         "http_options": {"host": "127.0.0.1", "port": 8000},
@@ -66,6 +66,7 @@ def serve_config(apps: dict[str, int], *, replica_cpus: float) -> dict[str, Any]
                         "max_ongoing_requests": 256,
                         "max_queued_requests": 256,
                         "ray_actor_options": {"num_cpus": replica_cpus},
+                        "user_config": {"batching": {"max_batch_samples": max_batch_samples}},
                     }
                 ],
             }
