@@ -19,7 +19,18 @@ from rich.console import Group as Lines
 from rich.live import Live
 from rich.table import Table
 
+from edge_sim.calibrate_server_command import calibrate_server
+from edge_sim.fleet_options import (
+    CaOption,
+    InsecureTokenOption,
+    RunsOption,
+    ScenarioArgument,
+    TokenOption,
+    TracesOption,
+)
 from edge_sim.payloads_command import payloads
+from edge_sim.profile_commands import devices, links
+from edge_sim.worker_command import worker
 from split_inference.cli import JsonOption, err, out, print_json, run
 from split_inference.errors import ConfigError, UsageError
 
@@ -44,18 +55,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-ScenarioArgument = Annotated[Path, typer.Argument(metavar="SCENARIO.yaml", help="The scenario's file.")]
-RunsOption = Annotated[Path, typer.Option("--runs", help="Folder in which the run's own folder is made.")]
-TracesOption = Annotated[
-    Path | None, typer.Option("--traces", help="Folder with the traces that link profiles name; they are not ours.")
-]
-TokenOption = Annotated[Path | None, typer.Option("--token-file", help="File with the bearer token for the server.")]
-InsecureTokenOption = Annotated[
-    bool, typer.Option("--insecure-token", help="Send the token over plain http:// beyond this machine.")
-]
-CaOption = Annotated[
-    Path | None, typer.Option("--ca", help="PEM file with the certificates to trust instead of the system's.")
-]
 
 
 def main() -> None:
@@ -63,7 +62,9 @@ def main() -> None:
     run(app, "edge_sim")
 
 
-app.command()(payloads)
+for command in (payloads, devices, links, worker):
+    app.command()(command)
+app.command("calibrate-server")(calibrate_server)
 
 
 @app.command("run")
@@ -230,60 +231,6 @@ def schema() -> None:
     print_json(Scenario.model_json_schema())
 
 
-@app.command()
-def devices(
-    check: Annotated[bool, typer.Option("--check", help="How wrong the fit is: each network left out of it.")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """The devices, and how long networks take on them: measured, or by a fit over what was measured.
-
-    Examples:
-
-    `python -m edge_sim devices`
-
-    `python -m edge_sim devices --check --json`
-    """
-    from edge_sim.device_profiles import DEVICE_PROFILES, DeviceProfiles
-    from edge_sim.device_table import check_rows, device_rows, render_check, render_devices
-    from edge_sim.profile_files import read_profiles
-    from edge_sim.work import reference_work
-
-    table, works = read_profiles(DEVICE_PROFILES, DeviceProfiles), reference_work()
-    if check:
-        rows, figures = check_rows(table.profiles, works)
-        if as_json:
-            print_json(
-                {"figures": figures, "rows": [{**asdict(row), "relative_error": row.relative_error} for row in rows]}
-            )
-        else:
-            render_check(out, rows, figures)
-        return
-    found = device_rows(table.profiles, works, source=table.source)
-    if as_json:
-        print_json(found)
-    else:
-        render_devices(out, found)
-
-
-@app.command()
-def links(traces: TracesOption = None, as_json: JsonOption = False) -> None:
-    """The links: rates, delays, and which of them anybody measured.
-
-    Example:
-
-    `python -m edge_sim links --traces ../traces`
-    """
-    from edge_sim.link_profiles import read_link_profiles, read_traces
-    from edge_sim.link_table import link_rows, render_links
-
-    profiles = read_link_profiles()
-    rows = link_rows(profiles, read_traces(profiles.values(), traces) if traces is not None else {})
-    if as_json:
-        print_json(rows)
-    else:
-        render_links(out, rows)
-
-
 def _run(
     scenario: Scenario,
     *,
@@ -299,11 +246,11 @@ def _run(
     from edge_sim.hardware import ProfileHardware
     from edge_sim.recorder import new_run_folder
     from edge_sim.transport import refuse_exposed_token
-    from split_inference.server_url import is_loopback
+    from split_inference.server_url import is_this_machine
 
     access = access or NO_TOKEN
 
-    if scenario.clock == "wall" and scenario.server.url and not yes and not is_loopback(_host(scenario.server.url)):
+    if scenario.clock == "wall" and scenario.server.url and not yes and not is_this_machine(scenario.server.url):
         raise UsageError(f"{scenario.server.url} is not this machine: say --yes if load may go there")
     # Before a folder is made.
     if scenario.server.url:
@@ -432,173 +379,3 @@ def _header(folder: Path) -> dict[str, Any]:
     if not isinstance(header, dict):
         raise UsageError(f"{folder}/header.json is no header")
     return header
-
-
-def _host(url: str) -> str:
-    from urllib.parse import urlsplit
-
-    return urlsplit(url).hostname or ""
-
-
-@app.command("calibrate-server")
-def calibrate_server(
-    url: Annotated[str, typer.Option(help="The server, as in http://127.0.0.1:8000.")],
-    payload_file: Annotated[Path, typer.Option("--payloads", help="Prepared requests; see `payloads`.")],
-    file: Annotated[Path, typer.Option("--out", "-o", help="The server profile to write, as JSON.")],
-    option: Annotated[int, typer.Option(min=0, help="Which of the payload file's options to ask.")] = 0,
-    seconds: Annotated[float, typer.Option(min=0.5, help="Of each closed loop; rates take twice as long.")] = 3.0,
-    replicas: Annotated[int, typer.Option(min=1, help="Replicas that the server has.")] = 1,
-    max_batch: Annotated[int, typer.Option(min=1, help="Its max_batch_samples.")] = 16,
-    yes: Annotated[bool, typer.Option("--yes", help="Send load to a host that is not this machine.")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Measure a real server, so that scenarios in virtual time can have one like it.
-
-    Example:
-
-    `python -m edge_sim calibrate-server --url http://127.0.0.1:8000 --payloads r20.payloads --out server.json`
-    """
-    import asyncio
-
-    from edge_sim.calibrate_server import capacity_per_s, measure, profile_of
-    from edge_sim.transport import HttpTransport
-    from split_inference.calibration import refuse_unwritable
-    from split_inference.cli import progress_bar
-    from split_inference.payload_file import PayloadFile
-    from split_inference.server_url import is_loopback
-
-    refuse_unwritable(file)
-    if not yes and not is_loopback(_host(url)):
-        raise UsageError(f"{url} is not this machine: say --yes if load may go there")
-    with PayloadFile.open(payload_file) as payload:
-        if option >= len(payload.header.options):
-            raise UsageError(f"--option {option}: {payload_file} has {len(payload.header.options)} options, from 0")
-
-        async def ask() -> Any:
-            transport = HttpTransport(url, connections=64)
-            try:
-                with progress_bar() as bar:
-                    task = bar.add_task("measuring", total=None)
-                    return await measure(
-                        transport,
-                        payload,
-                        option=option,
-                        seconds=seconds,
-                        on_level=lambda done, of: bar.update(task, completed=done, total=of),
-                    )
-            finally:
-                await transport.close()
-
-        samples = asyncio.run(ask())
-        title = payload.header.options[option].title
-        profile = profile_of(
-            samples,
-            split_point="*",
-            source=f"calibrate-server {url}, {payload.header.model.name}, {title}",
-            replicas=replicas,
-            max_batch=max_batch,
-        )
-    file.write_text(profile.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    capacity = capacity_per_s(samples, seconds=seconds)
-    sizes = profile.batch_s["*"]
-    if as_json:
-        print_json(
-            {
-                "file": str(file),
-                "capacity_per_s": capacity,
-                "answers": len(samples),
-                "batches": list(sizes),
-                "turnaround_ms": 1000 * profile.turnaround_s,
-            }
-        )
-        return
-    out.print(f"{len(samples)} answers, at most {capacity:.0f}/s")
-    for rows, quantiles in sizes.items():
-        out.print(f"batch of {rows}: median {1000 * quantiles[len(quantiles) // 2]:.1f} ms")
-    out.print(f"{1000 * profile.turnaround_s:.1f} ms from one batch to the next")
-    out.print(f"written to {file}")
-
-
-@app.command()
-def worker(
-    url: Annotated[str, typer.Option(help="The server, as in http://127.0.0.1:8000.")],
-    inputs: Annotated[Path, typer.Option(help="Images or sounds of this device, a folder of them, or one.")],
-    rate: Annotated[float, typer.Option(min=0.001, help="Requests a second, at Poisson moments.")] = 1.0,
-    seconds: Annotated[float, typer.Option(min=0.1, help="For how long.")] = 60.0,
-    deadline: Annotated[float, typer.Option(min=0.01, help="Seconds; later answers are not in time.")] = 1.0,
-    model: Annotated[str, typer.Option(help="Model URI, the same as the server's.")] = "embedded:resnet20-cifar10",
-    calibration: Annotated[Path | None, typer.Option(help="File of `split-inference calibrate`.")] = None,
-    at: Annotated[str | None, typer.Option(help="Split point, where there is no calibration.")] = None,
-    codec: Annotated[str | None, typer.Option(help="Codec, where there is no calibration.")] = None,
-    name: Annotated[str, typer.Option(help="This device's name in the records.")] = "device",
-    token_file: TokenOption = None,
-    insecure_token: InsecureTokenOption = False,
-    ca: CaOption = None,
-    seed: Annotated[int, typer.Option(help="Of the moments.")] = 0,
-    runs: RunsOption = Path("runs"),
-    as_json: JsonOption = False,
-) -> None:
-    """This machine as one real device: its own processor, its own network, the fleet's records.
-
-    Examples:
-
-    `python -m edge_sim worker --url http://192.168.1.20:8000 --inputs photos/ --rate 2 --seconds 300`
-
-    `python -m edge_sim worker --url http://127.0.0.1:8000 --inputs split_inference/embedded/samples --rate 5 --json`
-    """
-    import asyncio
-
-    from edge_sim.client import EdgeClient
-    from edge_sim.fleet_run import FleetRecorder
-    from edge_sim.real_worker import RealWorker
-    from edge_sim.recorder import RunRecorder, new_run_folder
-    from edge_sim.transport import read_token
-    from split_inference.calibration import EMBEDDED_CALIBRATION, load_calibration
-    from split_inference.cli import load_with_notice
-    from split_inference.inputs import read_inputs
-
-    files = read_inputs(inputs)
-    loaded = load_with_notice(model)
-    chosen = load_calibration(calibration or EMBEDDED_CALIBRATION) if at is None else None
-    if chosen is not None and calibration is None and chosen.model_digest != loaded.model.digest:
-        raise UsageError("say --at and --codec, or --calibration: there is no calibration for this model")
-    if at is not None and codec is None:
-        raise UsageError("--at needs --codec")
-    token = read_token(token_file)
-    folder = new_run_folder(runs)
-    facts = {
-        "scenario_name": "worker",
-        "clock": "wall",
-        "seed": seed,
-        "duration_s": seconds,
-        "note": "a real device: nothing is simulated, and no energy is known",
-    }
-
-    async def live(writer: FleetRecorder) -> None:
-        split_point = at or (chosen.split_point if chosen is not None else "")
-        async with EdgeClient(
-            url,
-            loaded,
-            split_point,
-            codec,
-            calibration=chosen,
-            token=token,
-            allow_insecure_token=insecure_token,
-            ca=ca,
-            timeout_s=deadline,
-        ) as client:
-            device = RealWorker(client, files, writer, name=name, seed=seed, label_of=lambda item: item.label)
-            await device.live(rate_per_s=rate, seconds=seconds, deadline_s=deadline)
-
-    command = shlex.join(["python", "-m", "edge_sim", *sys.argv[1:]])
-    with RunRecorder(folder, command=command, facts=facts) as recorder:
-        writer = FleetRecorder(recorder)
-        try:
-            asyncio.run(live(writer))
-        finally:
-            writer.flush()
-    progress = writer.progress
-    if as_json:
-        print_json({"folder": str(folder), "requests": progress.requests, "outcomes": dict(progress.outcomes)})
-    else:
-        out.print(f"{progress.requests} requests: {dict(progress.outcomes)}; written to {folder}")

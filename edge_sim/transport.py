@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from split_inference.errors import ServerError, UsageError
-from split_inference.server_url import checked_base_url, is_loopback
+from split_inference.server_url import checked_base_url, is_this_machine
 
 # The largest honest answer is raw logits of a full frame: 256 samples x 21,843 classes x 4 bytes = 22 MB.
 MAX_RESPONSE_BYTES = 32 * 1024 * 1024
@@ -188,7 +188,7 @@ def checked_token(token: str | None) -> str | None:
 def refuse_exposed_token(url: str, token: str | None, *, allowed: bool) -> None:
     """Raise UsageError when the token would cross a network in the clear and nobody said that it may."""
     parts = urlsplit(url)
-    if token is None or allowed or parts.scheme == "https" or is_loopback(parts.hostname or ""):
+    if token is None or allowed or parts.scheme == "https" or is_this_machine(url):
         return
     raise UsageError(
         f"a token would travel to {parts.hostname} in the clear: use https://, or --insecure-token in a trusted network"

@@ -16,7 +16,7 @@ from loadtests.card_request import CardServer
 from loadtests.options import RunOptions
 from split_inference.errors import DigestMismatchError, UsageError
 from split_inference.payload_file import PayloadFile, PayloadHeader
-from split_inference.server_url import CATALOG_PATH, checked_base_url, is_loopback, model_path
+from split_inference.server_url import CATALOG_PATH, checked_base_url, is_this_machine, model_path
 
 _MAX_NAME_CHARS = 80
 _MAX_REASON_CHARS = 200
@@ -34,7 +34,7 @@ def checked_host(options: RunOptions) -> str:
     """The server's URL; UsageError for what is none, or for another machine without --yes."""
     url = checked_base_url(options.host, called="--host")
     parts = urlsplit(url)
-    loopback = is_loopback(parts.hostname or "")
+    loopback = is_this_machine(url)
     if not loopback and not options.yes:
         raise UsageError(
             f"{parts.hostname} is not this machine; a load test can take a server down: add --yes if it may be tested"

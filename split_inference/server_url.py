@@ -35,8 +35,9 @@ def checked_base_url(url: str, *, called: str = "the server's URL") -> str:
     return url.rstrip("/")
 
 
-def is_loopback(host: str) -> bool:
-    """Whether packets to this host never leave the machine; names other than localhost are not looked up."""
+def is_this_machine(url: str) -> bool:
+    """Whether what is sent to this URL never leaves the machine; names other than localhost are not looked up."""
+    host = urlsplit(url).hostname or ""
     if host == "localhost":
         return True
     try:
