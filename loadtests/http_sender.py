@@ -37,6 +37,8 @@ _PLAIN = re.compile(
     rb"content-length:[ \t]*(\d{1,9})[ \t]*\r\n(?:(?!content-length:|transfer-encoding:)[^\r\n]+\r\n)*\r\n",
     re.IGNORECASE,
 )
+_HEAD_END = b"\r\n\r\n"
+_INTERIM = re.compile(rb"HTTP/1\.[01] 1\d\d\b")
 _CLOSES = re.compile(rb"\r\nconnection:[ \t]*close", re.IGNORECASE)
 
 
@@ -249,7 +251,7 @@ def _read(sock: socket.socket, ends_s: float) -> tuple[Response, bool] | None:
                 raise HTTPParseError("more than was announced")
             return Response(200, bytes(pieces[end:]), data[: end - 4]), True
     parser = _Parser()
-    head = data.partition(b"\r\n\r\n")[0]
+    begun = bytearray(data)
     received = len(data)
     parser.feed(data)
     while not parser.is_whole:
@@ -260,9 +262,19 @@ def _read(sock: socket.socket, ends_s: float) -> tuple[Response, bool] | None:
         data = _receive_more(sock, ends_s, _PARSED_BYTES)
         received += len(data)
         parser.feed(data)
+        if received <= 2 * MAX_HEAD_BYTES:
+            begun += data
     if parser.body_bytes > MAX_REPLY_BYTES:
         raise HTTPParseError("too long")
-    return Response(parser.get_code(), parser.take_body(), head), not parser.should_close()
+    return Response(parser.get_code(), parser.take_body(), _head(begun)), not parser.should_close()
+
+
+def _head(begun: bytes | bytearray) -> bytes:
+    """The head of the response itself, behind those of interim ones."""
+    head, _, rest = bytes(begun).partition(_HEAD_END)
+    while _INTERIM.match(head):
+        head, _, rest = rest.partition(_HEAD_END)
+    return head
 
 
 def _receive(sock: socket.socket) -> bytes:

@@ -94,6 +94,16 @@ def test_headers_are_found_by_their_lower_case_name():
     assert found[0].header("missing") is None
 
 
+@given(st.lists(st.integers(1, 120), max_size=6, unique=True).map(sorted), st.booleans())
+def test_why_a_request_was_refused_is_found_however_the_answer_is_cut(cuts, interim):
+    before = b"HTTP/1.1 103 Early Hints\r\nx-error: no\r\n\r\n" if interim else b""
+    data = before + b"HTTP/1.1 503 Busy\r\nretry-after: 1\r\nx-error: OverloadedError\r\ncontent-length: 4\r\n\r\nlate"
+    cuts = [cut for cut in cuts if cut < len(data)]
+    pieces = [data[a:b] for a, b in itertools.pairwise([0, *cuts, len(data)])]
+    response, _ = read(*pieces)
+    assert (response.status, response.body, response.header("x-error")) == (503, b"late", "OverloadedError")
+
+
 @pytest.mark.parametrize(
     ("data", "status", "body", "kept"),
     [
