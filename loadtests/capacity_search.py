@@ -37,9 +37,13 @@ _BLOCKS: Final = 20
 _NEAR: Final = 1.4
 # So many requests show a share of 1 % that is 5 times too large with certainty enough for the next step.
 _QUICK_REQUESTS: Final = 400
+# The line is a piece of a curve: roots of M/D/c fitted over a step to both sides lie half a percent too high.
+_CURVATURE: Final = 0.004
 # Where a precise probe is placed around the root: a line needs two ends.
 _SPREAD: Final = (1.0, 0.92, 1.06, 0.96)
 _MOST_PROBES: Final = 60
+# Between a rate that holds and one that does not, before long probes look closer.
+_STEP: Final = 1.3
 # Medians of the last and the first fifth: beyond this the queue grows, and a longer run would find worse.
 _GROWTH: Final = 3.0
 _GROWS: Final = "the server without rest"
@@ -218,16 +222,14 @@ class CapacitySearch:
     # ---------------------------------------------------------------- bracket
 
     def _bracket(self) -> tuple[float, float]:
-        """A rate that holds and one that does not, at most 1.3 apart."""
+        """A rate that holds and one that does not, at most _STEP apart."""
         rate = self.start_per_s
         good, bad = 0.0, math.inf
         while bad == math.inf:
             if self._probe(rate, self._quick_s(rate), "bracket").is_over:
                 bad = rate
             elif rate >= self.most_per_s:
-                raise UsageError(
-                    f"{rate:g} requests/s are carried, and no more were allowed to be tried: raise --max-rate"
-                )
+                raise self._carries(rate)
             else:
                 good, rate = rate, min(self.most_per_s, 2 * rate)
         while good == 0.0:
@@ -241,7 +243,7 @@ class CapacitySearch:
                 bad = rate
             else:
                 good = rate
-        while bad / good > 1.3:
+        while bad / good > _STEP:
             rate = math.sqrt(good * bad)
             if self._probe(rate, self._quick_s(rate), "bracket").is_over:
                 bad = rate
@@ -249,19 +251,28 @@ class CapacitySearch:
                 good = rate
         return good, bad
 
+    def _carries(self, rate_per_s: float) -> UsageError:
+        return UsageError(
+            f"{rate_per_s:g} requests/s are carried, and no more were allowed to be tried: raise --max-rate"
+        )
+
     def _quick_s(self, rate_per_s: float) -> float:
         return min(self.probe_s, max(3.0, _QUICK_REQUESTS / rate_per_s))
 
     # ---------------------------------------------------------------- refine
 
     def _refine(self, good: float, bad: float) -> Estimate:
-        root = math.sqrt(good * bad)
-        halved = Estimate(criterion=_GROWS, rate_per_s=root, low_per_s=good, high_per_s=bad)
+        halved = _between(good, bad)
+        # Rates whose verdict is that of a long probe. A short one shows a handful of bad requests or none: what it says
+        # of an end of the bracket is checked before anything is built on it.
+        checked: set[float] = set()
+        root = halved.rate_per_s
         best: Estimate | None = None
         turn = 0
         while self._spent_s < self.budget_s and len(self._probes) < _MOST_PROBES:
-            # Without a line, in the middle of what is left.
-            rate = halved.rate_per_s if best is None else root * _SPREAD[turn % len(_SPREAD)]
+            ends = (each for each in (halved.low_per_s, halved.high_per_s) if each not in checked)
+            # Without a line, at an end that is not sure, and then in the middle of what is left.
+            rate = next(ends, halved.rate_per_s) if best is None else root * _SPREAD[turn % len(_SPREAD)]
             rate = min(self.most_per_s, rate)
             try:
                 is_over = self._probe(rate, self._long_s(rate), "refine").is_over
@@ -270,19 +281,27 @@ class CapacitySearch:
                     raise
                 self._invalid = (str(error),)
                 return best
-            turn += 1
-            found = self.estimate(near_per_s=root)
+            # So that a line is measured on both sides of its root, whatever it was found from.
+            turn += best is not None
+            checked.add(rate)
+            halved = _halved(halved, rate, is_over)
+            # A root far from where it was looked for is none (see _root), and may be what was to be found all the same.
+            nears = (root, root / _STEP, root * _STEP)
+            found = next((each for near in nears if (each := self.estimate(near_per_s=near)) is not None), None)
             if found is not None:
                 # One probe's noise must not carry the search away from the bracket.
-                root = min(max(found.rate_per_s, 0.7 * good), 1.4 * bad, self.most_per_s)
+                root = min(max(found.rate_per_s, 0.7 * halved.low_per_s), 1.4 * halved.high_per_s, self.most_per_s)
                 best = found
             elif best is None:
-                halved = _halved(halved, rate, is_over)
+                if rate >= self.most_per_s and not is_over:
+                    raise self._carries(rate)
                 root = halved.rate_per_s
-            now = best or halved
-            if turn >= len(_SPREAD) - 1 and now.precision <= self.precision:
-                return now
-        return best or halved
+            if best is not None:
+                if turn >= len(_SPREAD) - 1 and best.precision <= self.precision:
+                    return best
+            elif halved.precision <= self.precision and {halved.low_per_s, halved.high_per_s} <= checked:
+                return halved
+        return best or _doubted(halved, checked)
 
     def _long_s(self, rate_per_s: float) -> float:
         strictest = min((each.limit for each in self.criteria if each.limit > 0), default=0.01)
@@ -299,7 +318,11 @@ class CapacitySearch:
             requests=len(seen.arrivals_s),
             seconds=seconds,
             shares=shares,
-            is_over=seen.is_growing or any(shares[each.name] > each.limit for each in self.criteria),
+            is_over=seen.is_growing
+            or any(
+                shares[each.name] > (_surely_over(each.limit, len(seen.arrivals_s)) if stage == "bracket" else each.limit)
+                for each in self.criteria
+            ),
             is_growing=seen.is_growing,
             stage=stage,
         )
@@ -357,7 +380,7 @@ class CapacitySearch:
         covariance = covariance * max(1.0, scatter)
         at = (math.log(criterion.limit) - level) / slope
         gradient = np.array([-1 / slope, -at / slope])
-        deviation = math.sqrt(float(gradient @ covariance @ gradient))
+        deviation = math.hypot(math.sqrt(float(gradient @ covariance @ gradient)), _CURVATURE)
         root = near_per_s * math.exp(at)
         if not 1 / _NEAR <= root / near_per_s <= _NEAR or _Z95 * deviation > math.log(2):
             # A line through probes that had no bad request leads anywhere: what is left of the bracket says more.
@@ -370,10 +393,29 @@ class CapacitySearch:
         )
 
 
+def _surely_over(limit: float, requests: int) -> float:
+    """Share that so few requests hardly show at the limit: one bad of sixty is no sign that 1 % is too much."""
+    return limit + 2 * math.sqrt(limit * (1 - limit) / max(1, requests))
+
+
+def _between(low_per_s: float, high_per_s: float) -> Estimate:
+    middle = math.sqrt(low_per_s * high_per_s)
+    return Estimate(criterion=_GROWS, rate_per_s=middle, low_per_s=low_per_s, high_per_s=high_per_s)
+
+
 def _halved(between: Estimate, rate_per_s: float, is_over: bool) -> Estimate:
-    low = between.low_per_s if is_over else max(between.low_per_s, rate_per_s)
-    high = min(between.high_per_s, rate_per_s) if is_over else between.high_per_s
-    return Estimate(criterion=between.criterion, rate_per_s=math.sqrt(low * high), low_per_s=low, high_per_s=high)
+    """What is left; where an end turns out to be on the wrong side, a step beyond it, longer than the one before."""
+    low, high = between.low_per_s, between.high_per_s
+    step = min(2.0, _STEP * high / low)
+    if is_over:
+        return _between(low if rate_per_s > low else rate_per_s / step, min(high, rate_per_s))
+    return _between(max(low, rate_per_s), high if rate_per_s < high else rate_per_s * step)
+
+
+def _doubted(between: Estimate, checked: set[float]) -> Estimate:
+    """A step wider at each end that only a short probe has seen."""
+    low, high = between.low_per_s, between.high_per_s
+    return _between(low if low in checked else low / _STEP, high if high in checked else high * _STEP)
 
 
 def share_of(

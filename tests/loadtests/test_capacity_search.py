@@ -23,13 +23,13 @@ def observation(arrivals_s, latencies_s, rate_per_s, **changes):
     return Observation(rate_per_s=rate_per_s, arrivals_s=arrivals_s, latencies_s=latencies_s, **(facts | changes))
 
 
-def queue(servers, *, seed=0, overhead_s=0.0001):
+def queue(servers, *, seed=0, overhead_s=0.0001, service_s=SERVICE_S):
     """A server that is measured: M/D/c, and a little that the way to it adds."""
 
     def measure(rate_per_s, seconds, probe_seed):
         rng = np.random.default_rng([seed, probe_seed])
         arrivals_s, sojourns = simulate(
-            rng, rate_per_s=rate_per_s, seconds=seconds, service_s=SERVICE_S, servers=servers
+            rng, rate_per_s=rate_per_s, seconds=seconds, service_s=service_s, servers=servers
         )
         return observation(arrivals_s, sojourns + rng.exponential(overhead_s, len(sojourns)), rate_per_s)
 
@@ -100,6 +100,20 @@ def test_the_largest_rate_is_found_within_five_percent_three_times_of_three(serv
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("servers", "budget_s"), [(1, 600), (2, 240), (4, 240)])
+def test_few_requests_a_second_do_not_lead_it_astray(servers, budget_s):
+    """A slow server's short probes have a bad request or none by luck, on the wrong side of the root as well."""
+    slow_s = 0.04
+    bound_s = 3 * slow_s
+    exact = largest_rate(bound_s=bound_s, share=0.99, service_s=slow_s, servers=servers)
+    p99 = Criterion(name="latency.p99_ms", limit=0.01, bound_s=bound_s)
+    for seed in range(20, 40):
+        measure = queue(servers, seed=seed, overhead_s=0.001, service_s=slow_s)
+        search = CapacitySearch(measure=measure, criteria=[p99], start_per_s=exact / 5, budget_s=budget_s)
+        assert search.run().rate_per_s == pytest.approx(exact, rel=0.05)
+
+
+@pytest.mark.slow
 def test_intervals_hold_the_truth_about_as_often_as_they_promise():
     exact = largest_rate(bound_s=3 * SERVICE_S, share=0.99, service_s=SERVICE_S, servers=2)
     searches = 15
@@ -141,11 +155,11 @@ def test_a_queue_that_grows_is_over_whatever_else_is_said():
 
     probes: list[Probe] = []
     patient = Criterion(name="latency.p99_ms", limit=0.01, bound_s=2.0)
-    search = CapacitySearch(measure=measure, criteria=[patient], budget_s=120, on_probe=probes.append)
+    search = CapacitySearch(measure=measure, criteria=[patient], budget_s=400, on_probe=probes.append)
     found = search.run()
     assert any(probe.is_growing and probe.is_over for probe in probes)
     assert found.rate_per_s == pytest.approx(50, rel=0.08)
-    assert found.is_precise
+    assert found.low_per_s < 50 < found.high_per_s
 
 
 def test_what_cannot_be_found_is_said_in_one_line():
