@@ -100,7 +100,7 @@ bench-load: $(VENV)/.installed-dev  ## The load generator itself: schedule, stal
 loadtest: $(VENV)/.installed-dev  ## Serve two models, prepare requests, a minute of Poisson load on each, gate and report (4 min)
 	$(BIN)/python -m benchmarks.loadtest
 
-bench-capacity: $(VENV)/.installed-dev  ## The capacity search beside queueing theory: M/D/1, M/D/2, M/D/4, three times each (50 min)
+bench-capacity: $(VENV)/.installed-dev  ## The capacity search beside queueing theory: M/D/1, M/D/2, M/D/4, three times each (25 min)
 	$(BIN)/python -m benchmarks.bench_capacity
 
 chaos: $(VENV)/.installed-dev  ## Kill a replica, kill HAProxy, remove a node, replace the weights, under load that judges every answer

@@ -320,7 +320,8 @@ class CapacitySearch:
             shares=shares,
             is_over=seen.is_growing
             or any(
-                shares[each.name] > (_surely_over(each.limit, len(seen.arrivals_s)) if stage == "bracket" else each.limit)
+                shares[each.name]
+                > (_surely_over(each.limit, len(seen.arrivals_s)) if stage == "bracket" else each.limit)
                 for each in self.criteria
             ),
             is_growing=seen.is_growing,
