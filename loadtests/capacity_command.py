@@ -25,9 +25,10 @@ from split_inference.errors import UsageError
 from split_inference.interruption import terminated_like_interrupted
 
 if TYPE_CHECKING:
-    from loadtests.capacity_search import Capacity, Criterion, Observation, Probe
+    from loadtests.capacity_search import Capacity, Probe
     from loadtests.gate import Verdict
     from loadtests.locust_process import LocustTarget
+    from loadtests.observation import Criterion, Observation
     from loadtests.run_result import RunResult
     from loadtests.slo import Slo
 
@@ -90,8 +91,8 @@ def capacity(
 
     `split-inference capacity --preset offline --host http://127.0.0.1:8000 --payloads r20.payloads`
     """
-    from loadtests.capacity_search import criteria_of
     from loadtests.locust_process import LocustTarget
+    from loadtests.observation import criteria_of
     from loadtests.run_folder import new_run_folder, write_header
     from loadtests.slo import read_slo
 
@@ -187,7 +188,8 @@ class _Search:
         self, *, start: float, most: float, precision: float, budget: float, probe: float, verify: float, seed: int
     ) -> dict[str, Any]:
         """Search, then verify; what is to be told."""
-        from loadtests.capacity_search import CapacitySearch, TooBusyError, criteria_of
+        from loadtests.capacity_search import CapacitySearch, TooBusyError
+        from loadtests.observation import criteria_of
 
         criteria = criteria_of(self._objective)
         with _progress(budget) as note:

@@ -3,16 +3,13 @@
 What an objective says of percentiles and shares is one thing: at most so many of the requests may be bad (slower than a
 bound, failed, refused). That share grows with the rate. Short probes first find a rate where it is too large; then
 longer ones around the root of share(rate) = limit are taken together: near the root the logarithm of the share is a
-straight line in the logarithm of the rate, fitted by weighted least squares. A probe's own uncertainty comes from its
-blocks of consecutive requests, since late answers come in clusters, after the luck of its arrivals was taken out
-(reference_queue.py). The interval of the root follows from the fit (delta method), at 95 %.
+straight line in the logarithm of the rate, fitted by weighted least squares with each probe's own uncertainty
+(observation.py). The interval of the root follows from the fit (delta method), at 95 %.
 
 Where the share jumps from nothing to everything, as with a bound that only a server without rest misses, there is no
 line to fit: the root is then halved in, and the interval is what is left between a rate that held and one that did not.
 
 `measure` is whatever sends requests: real processes in capacity_command.py, a simulated queue in tests.
-
-Shape legend: N requests, B blocks.
 """
 
 from __future__ import annotations
@@ -20,19 +17,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from loadtests.reference_queue import late_share, likeliest_servers, sojourns_s
-from loadtests.slo import PERCENTILES, Slo
+from loadtests.observation import BLOCKS, Criterion, Observation, share_of
+from loadtests.reference_queue import likeliest_servers
 from split_inference.errors import UsageError
 
-Kind = Literal["right", "wrong", "refused", "failed"]
 _Z95: Final = 1.96
-# Of a probe; a busy period should be short beside one, and twenty are enough for a variance.
-_BLOCKS: Final = 20
 # Probes further from the root than this say little of its neighbourhood.
 _NEAR: Final = 1.4
 # So many requests show a share of 1 % that is 5 times too large with certainty enough for the next step.
@@ -44,82 +37,11 @@ _SPREAD: Final = (1.0, 0.92, 1.06, 0.96)
 _MOST_PROBES: Final = 60
 # Between a rate that holds and one that does not, before long probes look closer.
 _STEP: Final = 1.3
-# Medians of the last and the first fifth: beyond this the queue grows, and a longer run would find worse.
-_GROWTH: Final = 3.0
 _GROWS: Final = "the server without rest"
 
 
 class TooBusyError(Exception):
     """This machine could not send at the rate that was to be tried: neither the search is to blame, nor the server."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Observation:
-    """What one probe saw, request by request, in order of the intended starts."""
-
-    rate_per_s: float
-    """That was asked for."""
-    arrivals_s: NDArray[np.float64]
-    """Intended starts, seconds."""
-    latencies_s: NDArray[np.float64]
-    """From the intended start; infinite where there was no answer."""
-    wrong: NDArray[np.bool_]
-    refused: NDArray[np.bool_]
-    failed: NDArray[np.bool_]
-    """Dropped by the generator because too many were under way, too: the server held them all."""
-    deadline_s: float | None = None
-    invalid: tuple[str, ...] = ()
-    """Why the generator's own figures make this probe worthless."""
-
-    @property
-    def is_growing(self) -> bool:
-        """Whether the queue grew all the time: the server is over-saturated, whatever the objective says."""
-        fifth = len(self.latencies_s) // 5
-        if fifth < 10:
-            return False
-        first, last = np.median(self.latencies_s[:fifth]), np.median(self.latencies_s[-fifth:])
-        middle = np.median(self.latencies_s[2 * fifth : 3 * fifth])
-        return bool(last > _GROWTH * first and last > middle > first)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Criterion:
-    """One thing that the objective says: at most `limit` of the requests may be bad."""
-
-    name: str
-    limit: float
-    bound_s: float | None = None
-    """Of latency criteria: above it an answer is bad."""
-
-    def bad(self, seen: Observation) -> NDArray[np.bool_]:
-        """Which requests are bad [N]; one that was not answered is later than any bound."""
-        if self.bound_s is not None:
-            return seen.latencies_s > self.bound_s
-        if self.name == "max_rejects":
-            return seen.refused
-        if self.name == "max_errors":
-            return seen.failed | seen.wrong
-        late = seen.latencies_s > (math.inf if seen.deadline_s is None else seen.deadline_s)
-        return late | ~np.isfinite(seen.latencies_s) | seen.wrong
-
-
-def criteria_of(slo: Slo) -> list[Criterion]:
-    """What can be searched for. Raises UsageError where the objective says nothing that depends on the rate."""
-    found = []
-    for name, bound_ms in slo.latency.said().items():
-        if name == "max_ms":
-            raise UsageError("latency.max_ms grows with the length of a run, and has no rate: say p999_ms instead")
-        found.append(Criterion(name=f"latency.{name}", limit=1 - PERCENTILES[name], bound_s=bound_ms / 1000))
-    for name, limit in (
-        ("min_goodput", None if slo.min_goodput is None else 1 - slo.min_goodput),
-        ("max_errors", slo.max_errors),
-        ("max_rejects", slo.max_rejects),
-    ):
-        if limit is not None:
-            found.append(Criterion(name=name, limit=limit))
-    if not found:
-        raise UsageError("the objective has nothing that a rate can miss: say a latency, min_goodput or max_rejects")
-    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -313,17 +235,15 @@ class CapacitySearch:
             raise TooBusyError(f"the generator could not send {rate_per_s:.4g} requests/s: {seen.invalid[0]}")
         self._spent_s += seconds
         shares = {each.name: float(np.mean(each.bad(seen))) if len(seen.arrivals_s) else 1.0 for each in self.criteria}
+        limits = {each.name: each.limit for each in self.criteria}
+        if stage == "bracket":
+            limits = {name: _surely_over(limit, len(seen.arrivals_s)) for name, limit in limits.items()}
         probe = Probe(
             rate_per_s=rate_per_s,
             requests=len(seen.arrivals_s),
             seconds=seconds,
             shares=shares,
-            is_over=seen.is_growing
-            or any(
-                shares[each.name]
-                > (_surely_over(each.limit, len(seen.arrivals_s)) if stage == "bracket" else each.limit)
-                for each in self.criteria
-            ),
+            is_over=seen.is_growing or any(shares[name] > limit for name, limit in limits.items()),
             is_growing=seen.is_growing,
             stage=stage,
         )
@@ -357,14 +277,21 @@ class CapacitySearch:
         return None if servers is None else (service_s, servers)
 
     def _root(self, criterion: Criterion, near_per_s: float, reference: tuple[float, int] | None) -> Estimate | None:
+        near = [
+            seen
+            for seen in self._seen
+            if 1 / _NEAR <= seen.rate_per_s / near_per_s <= _NEAR and len(seen.arrivals_s) >= 5 * BLOCKS
+        ]
+        if not any(criterion.bad(seen).any() for seen in near if not seen.is_growing):
+            # Of a queue that grows the share is that of the run's length: alone with calm ones it shows no line.
+            return None
         points = []
-        for seen in self._seen:
-            if 1 / _NEAR <= seen.rate_per_s / near_per_s <= _NEAR and len(seen.arrivals_s) >= 5 * _BLOCKS:
-                share, variance = share_of(criterion, seen, reference)
-                # Kind arrivals may leave none, or less: left out, those that had more would speak alone.
-                least = 0.5 / len(seen.arrivals_s)
-                share, variance = max(share, least), max(variance, least**2)
-                points.append((math.log(seen.rate_per_s), math.log(share), variance / share**2))
+        for seen in near:
+            share, variance = share_of(criterion, seen, reference)
+            # Kind arrivals may leave none, or less: left out, those that had more would speak alone.
+            least = 0.5 / len(seen.arrivals_s)
+            share, variance = max(share, least), max(variance, least**2)
+            points.append((math.log(seen.rate_per_s), math.log(share), variance / share**2))
         if len({point[0] for point in points}) < 2:
             return None
         x, y, variances = (np.array(each) for each in zip(*points, strict=True))
@@ -417,32 +344,3 @@ def _doubted(between: Estimate, checked: set[float]) -> Estimate:
     """A step wider at each end that only a short probe has seen."""
     low, high = between.low_per_s, between.high_per_s
     return _between(low if low in checked else low / _STEP, high if high in checked else high * _STEP)
-
-
-def share_of(
-    criterion: Criterion, seen: Observation, reference: tuple[float, int] | None = None
-) -> tuple[float, float]:
-    """Share of bad requests in the long run at this rate, and its variance from blocks of consecutive requests.
-
-    With a reference queue, less what the luck of these arrivals made of it. The share may come out negative, where
-    few were bad and the arrivals were kind.
-    """
-    bad_N = criterion.bad(seen).astype(np.float64)
-    if reference is not None and criterion.bound_s is not None:
-        service_s, servers = reference
-        late_N = sojourns_s(seen.arrivals_s, service_s=service_s, servers=servers) > criterion.bound_s
-        expected = late_share(
-            rate_per_s=seen.rate_per_s, service_s=service_s, servers=servers, bound_s=criterion.bound_s
-        )
-        luck_N = late_N.astype(np.float64) - expected
-        bad_B, luck_B = _block_means(bad_N), _block_means(luck_N)
-        variance = float(np.var(luck_B))
-        if variance > 0:
-            weight = float(np.cov(bad_B, luck_B, bias=True)[0, 1]) / variance
-            bad_N = bad_N - weight * luck_N
-    means_B = _block_means(bad_N)
-    return float(np.mean(bad_N)), float(np.var(means_B, ddof=1)) / len(means_B)
-
-
-def _block_means(values_N: NDArray[Any]) -> NDArray[np.float64]:
-    return np.array([block.mean() for block in np.array_split(values_N, _BLOCKS)])

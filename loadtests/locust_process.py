@@ -18,7 +18,7 @@ from typing import Final
 
 import numpy as np
 
-from loadtests.capacity_search import Observation
+from loadtests.observation import Observation
 from loadtests.run_result import RunResult, read_result
 from split_inference.errors import ServerError, UsageError
 

@@ -100,3 +100,8 @@ def test_the_capacity_is_the_best_closed_loop_and_what_was_under_way_at_its_end_
         samples += [Sample(0.0, asking, 0.1, 0.0, 0.0, 0.1, 16, ended_s) for ended_s in ends_s for _ in range(16)]
     assert capacity_per_s([*samples, *measured(0.0)], seconds=2.0) == pytest.approx(16 / 0.4)
     assert capacity_per_s(samples[:1], seconds=2.0) == 0.0
+
+
+def test_too_few_answers_are_refused():
+    with pytest.raises(ValueError, match="too few answers"):
+        profile_of([], split_point="*", source="test")

@@ -26,26 +26,22 @@ from tests.serve_app.virtual_time import JumpingLoop, LoopClock, VirtualThread
 FIXED_S, PER_SAMPLE_S = 0.004, 0.0026
 DECODE_S = 0.0001
 MAX_SAMPLES = 16
-
-
-def capacity_per_s(slower: float = 1.0) -> float:
-    """What full batches answer on a machine that nothing stalls and that takes `slower` times as long as usual."""
-    return MAX_SAMPLES / (FIXED_S + PER_SAMPLE_S * MAX_SAMPLES) / slower
+CAPACITY_PER_S = MAX_SAMPLES / (FIXED_S + PER_SAMPLE_S * MAX_SAMPLES)
 
 
 class _Model(TinyRunner):
     """Takes its time; `slowness` says by how much longer a batch takes that begins at a moment, and what is added."""
 
-    def __init__(self, clock: LoopClock, slowness: Callable[[float, float], float], slower: float) -> None:
+    def __init__(self, clock: LoopClock, slowness: Callable[[float, float], float]) -> None:
         super().__init__()
-        self._clock, self._slowness, self._slower = clock, slowness, slower
+        self._clock, self._slowness = clock, slowness
 
     def prepare(self, key: BatchKey, payloads: Sequence[Any]) -> Prepared[list[NDArray[np.float32]]]:
         self._clock.ahead_s += DECODE_S * len(payloads)
         return Prepared(staged=[np.zeros((1, 8), np.float32)] * len(payloads), bad={})
 
     def run(self, key: BatchKey, staged: list[NDArray[np.float32]]) -> Any:
-        self._clock.ahead_s += self._slowness(self._clock(), self._slower * (FIXED_S + PER_SAMPLE_S * len(staged)))
+        self._clock.ahead_s += self._slowness(self._clock(), FIXED_S + PER_SAMPLE_S * len(staged))
         return [np.zeros((1, 3), np.float32)] * len(staged)
 
     def discard(self, staged: list[NDArray[np.float32]]) -> None:
@@ -58,14 +54,13 @@ class Outcome:
 
     seconds: float
     deadline_s: float
-    capacity_per_s: float
     answered_s: list[float] = field(default_factory=list)
     refused_s: list[float] = field(default_factory=list)
 
     @property
     def goodput(self) -> float:
         """Answers in time a second, over the capacity of a machine that nothing stalls."""
-        return sum(took_s <= self.deadline_s for took_s in self.answered_s) / self.seconds / self.capacity_per_s
+        return sum(took_s <= self.deadline_s for took_s in self.answered_s) / self.seconds / CAPACITY_PER_S
 
     @property
     def late_share(self) -> float:
@@ -102,17 +97,13 @@ def overload(
     seconds: float = 40.0,
     settle_s: float = 10.0,
     deadline_s: float = 0.25,
-    slower: float = 1.0,
 ) -> Outcome:
-    """Poisson arrivals at `load` times the capacity; what came in the first `settle_s` does not count.
-
-    `slower` makes every batch take so many times as long.
-    """
+    """Poisson arrivals at `load` times the capacity; what came in the first `settle_s` does not count."""
     loop = JumpingLoop()
     clock = LoopClock(loop)
     rng = np.random.default_rng(seed)
     cost = CostModel()
-    model = _Model(clock, slowness(np.random.default_rng([seed, 1])), slower)
+    model = _Model(clock, slowness(np.random.default_rng([seed, 1])))
     frame = frame_of(one_hot_features(0))
     service = InferenceService(
         model,
@@ -126,9 +117,8 @@ def overload(
 
     decoded: FeatureFrame = decode_frame(frame)
     for rows in (1, 2, 4, 8, 16):
-        cost.learn(model.key_of(decoded), rows, slower * (FIXED_S + PER_SAMPLE_S * rows))
-    capacity = capacity_per_s(slower)
-    outcome = Outcome(seconds=seconds - settle_s, deadline_s=deadline_s, capacity_per_s=capacity)
+        cost.learn(model.key_of(decoded), rows, FIXED_S + PER_SAMPLE_S * rows)
+    outcome = Outcome(seconds=seconds - settle_s, deadline_s=deadline_s)
 
     async def ask(meant_s: float, there_s: float, back_s: float) -> None:
         await asyncio.sleep(there_s)
@@ -145,7 +135,7 @@ def overload(
     async def run() -> None:
         meant_s = 0.0
         tasks = set()
-        while (meant_s := meant_s + rng.exponential(1 / (load * capacity))) < seconds:
+        while (meant_s := meant_s + rng.exponential(1 / (load * CAPACITY_PER_S))) < seconds:
             await asyncio.sleep(meant_s - clock())
             task = asyncio.ensure_future(ask(meant_s, rng.uniform(0.001, 0.005), rng.uniform(0.001, 0.003)))
             tasks.add(task)
