@@ -19,7 +19,7 @@ def calibrate_server(
     payload_file: Annotated[Path, typer.Option("--payloads", help="Prepared requests; see `payloads`.")],
     file: Annotated[Path, typer.Option("--out", "-o", help="The server profile to write, as JSON.")],
     option: Annotated[int, typer.Option(min=0, help="Which of the payload file's options to ask.")] = 0,
-    seconds: Annotated[float, typer.Option(min=0.5, help="Of each closed loop; rates take twice as long.")] = 3.0,
+    seconds: Annotated[float, typer.Option(min=0.5, help="Of each closed loop; rates take at least twice that.")] = 3.0,
     replicas: Annotated[int, typer.Option(min=1, help="Replicas that the server has.")] = 1,
     max_batch: Annotated[int, typer.Option(min=1, help="Its max_batch_samples.")] = 16,
     yes: Annotated[bool, typer.Option("--yes", help="Send load to a host that is not this machine.")] = False,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from edge_sim.fleet_options import CaOption, InsecureTokenOption, TokenOption
 from split_inference.cli import err, load_with_notice, out, print_json, progress_bar
 from split_inference.errors import UsageError
 
@@ -59,13 +60,9 @@ def infer(
     timeout_s: Annotated[
         float, typer.Option("--timeout", min=0.01, help="Seconds per request, retries included.")
     ] = 10.0,
-    token_file: Annotated[Path | None, typer.Option(help="File with the bearer token for the server.")] = None,
-    ca: Annotated[
-        Path | None, typer.Option(help="PEM file with the certificates to trust instead of the system's.")
-    ] = None,
-    insecure_token: Annotated[
-        bool, typer.Option("--insecure-token", help="Send the token over plain http:// beyond this machine.")
-    ] = False,
+    token_file: TokenOption = None,
+    ca: CaOption = None,
+    insecure_token: InsecureTokenOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Send your own images or sounds through the split: what they are, how many bytes left the device, and each stage.

@@ -62,8 +62,10 @@ def main() -> None:
     run(app, "edge_sim")
 
 
-for command in (payloads, devices, links, worker):
-    app.command()(command)
+app.command()(payloads)
+app.command()(devices)
+app.command()(links)
+app.command()(worker)
 app.command("calibrate-server")(calibrate_server)
 
 
@@ -245,8 +247,7 @@ def _run(
     from edge_sim.fleet_run import NO_TOKEN, model_profiles, run_scenario
     from edge_sim.hardware import ProfileHardware
     from edge_sim.recorder import new_run_folder
-    from edge_sim.transport import refuse_exposed_token
-    from split_inference.server_url import is_this_machine
+    from split_inference.server_url import is_this_machine, refuse_exposed_token
 
     access = access or NO_TOKEN
 
@@ -254,7 +255,9 @@ def _run(
         raise UsageError(f"{scenario.server.url} is not this machine: say --yes if load may go there")
     # Before a folder is made.
     if scenario.server.url:
-        refuse_exposed_token(scenario.server.url, access.token, allowed=access.allow_insecure_token)
+        refuse_exposed_token(
+            scenario.server.url, has_token=access.token is not None, allowed=access.allow_insecure_token
+        )
     check_names(scenario, base=base, traces=traces)
     hardware = ProfileHardware(folder=base, traces=traces)
     models = model_profiles(scenario, base)

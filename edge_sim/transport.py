@@ -12,12 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit
 
 import aiohttp
 
 from split_inference.errors import ServerError, UsageError
-from split_inference.server_url import checked_base_url, is_this_machine
+from split_inference.server_url import checked_base_url, refuse_exposed_token
 
 # The largest honest answer is raw logits of a full frame: 256 samples x 21,843 classes x 4 bytes = 22 MB.
 MAX_RESPONSE_BYTES = 32 * 1024 * 1024
@@ -97,7 +96,7 @@ class HttpTransport:
         connections: int = 16,
     ) -> None:
         self._base = checked_base_url(url)
-        refuse_exposed_token(self._base, token, allowed=allow_insecure_token)
+        refuse_exposed_token(self._base, has_token=token is not None, allowed=allow_insecure_token)
         self._token = checked_token(token)
         self._tls = _tls_context(ca) if self._base.startswith("https:") else None
         if ca is not None and self._tls is None:
@@ -183,16 +182,6 @@ def checked_token(token: str | None) -> str | None:
     if token is not None and not (token and token.isascii() and token.isprintable() and " " not in token):
         raise UsageError("the token is empty or has characters that cannot stand in a header: expected one ASCII word")
     return token
-
-
-def refuse_exposed_token(url: str, token: str | None, *, allowed: bool) -> None:
-    """Raise UsageError when the token would cross a network in the clear and nobody said that it may."""
-    parts = urlsplit(url)
-    if token is None or allowed or parts.scheme == "https" or is_this_machine(url):
-        return
-    raise UsageError(
-        f"a token would travel to {parts.hostname} in the clear: use https://, or --insecure-token in a trusted network"
-    )
 
 
 def _tls_context(ca: Path | None) -> ssl.SSLContext:

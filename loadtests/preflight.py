@@ -16,7 +16,7 @@ from loadtests.card_request import CardServer
 from loadtests.options import RunOptions
 from split_inference.errors import DigestMismatchError, UsageError
 from split_inference.payload_file import PayloadFile, PayloadHeader
-from split_inference.server_url import CATALOG_PATH, checked_base_url, is_this_machine, model_path
+from split_inference.server_url import CATALOG_PATH, checked_base_url, is_this_machine, model_path, refuse_exposed_token
 
 _MAX_NAME_CHARS = 80
 _MAX_REASON_CHARS = 200
@@ -34,16 +34,11 @@ def checked_host(options: RunOptions) -> str:
     """The server's URL; UsageError for what is none, or for another machine without --yes."""
     url = checked_base_url(options.host, called="--host")
     parts = urlsplit(url)
-    loopback = is_this_machine(url)
-    if not loopback and not options.yes:
+    if not is_this_machine(url) and not options.yes:
         raise UsageError(
             f"{parts.hostname} is not this machine; a load test can take a server down: add --yes if it may be tested"
         )
-    if options.token_file and parts.scheme == "http" and not loopback and not options.insecure_token:
-        raise UsageError(
-            f"the token would travel to {parts.hostname} in the clear: use https://, or --insecure-token in a trusted "
-            "network"
-        )
+    refuse_exposed_token(url, has_token=options.token_file is not None, allowed=options.insecure_token)
     if options.ca and parts.scheme == "http":
         raise UsageError(f"--ca {options.ca} has no meaning with {url}: use an https:// URL")
     return url

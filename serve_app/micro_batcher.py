@@ -251,12 +251,9 @@ class MicroBatcher(Generic[PayloadT, StagedT, ResultT]):
 
         Infinity where the end of what runs is not known, or should have come: then the batch fills until it does.
         """
-        last = self._flights[-1]
-        if len(self._flights) > 1 or not last.expected_s:
-            return math.inf
-        # Where it is still being prepared, it will be looked at again when it would end if it began now.
-        free_s = (now_s if last.run_began_s is None else last.run_began_s) + last.expected_s - now_s
-        if free_s <= 0:
+        # Of a batch that is still being prepared, as if it began now: it is looked at again when it would end then.
+        free_s = self._in_flight_s(now_s)
+        if len(self._flights) > 1 or not free_s:
             return math.inf
         return free_s - self._prepare_cost.batch_s(key, rows) - self.settings.lead_ms / 1000
 

@@ -44,3 +44,13 @@ def is_this_machine(url: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def refuse_exposed_token(url: str, *, has_token: bool, allowed: bool) -> None:
+    """Raise UsageError when a token would cross a network in the clear and nobody said that it may."""
+    parts = urlsplit(url)
+    if not has_token or allowed or parts.scheme == "https" or is_this_machine(url):
+        return
+    raise UsageError(
+        f"a token would travel to {parts.hostname} in the clear: use https://, or --insecure-token in a trusted network"
+    )
