@@ -75,38 +75,38 @@ def main() -> int:
         way_s = alone.latency.percentile(0.5) - service_s
         figures["way_to_the_stub_ms"] = 1000 * way_s
 
-        def search(what: tuple[int, int]) -> tuple[int, int, float, float, dict[str, Any]]:
+        bound_s = TIMES * service_s
+        # Of the queue with the way to it, which is what is searched, and of the queue alone.
+        exact, without_way = (
+            {
+                servers: largest_rate(bound_s=each, share=SHARE, service_s=service_s, servers=servers)
+                for servers in options.servers
+            }
+            for each in (bound_s - way_s, bound_s)
+        )
+
+        def search(what: tuple[int, int]) -> dict[str, Any]:
             servers, number = what
-            bound_s = TIMES * service_s
-            exact, without_way = (
-                largest_rate(bound_s=each, share=SHARE, service_s=service_s, servers=servers)
-                for each in (bound_s - way_s, bound_s)
-            )
             with stub(payloads, service_s=service_s, servers=servers) as url:
                 target = LocustTarget(host=url, payloads=(payloads,), options={"warmup": "1"})
+                folder = base / f"c{servers}-{number}"
                 # From far below the answer, which a user does not know.
-                found = search_capacity(
-                    target,
-                    slo,
-                    base / f"c{servers}-{number}",
-                    start=exact / 5,
-                    budget=options.budget,
-                    seed=100 * number,
-                )
-            return servers, number, exact, without_way, found
+                start = exact[servers] / 5
+                return search_capacity(target, slo, folder, start=start, budget=options.budget, seed=100 * number)
 
         # One server takes longest, and is begun first.
         searches = [(servers, n) for servers in sorted(options.servers) for n in range(1, options.rounds + 1)]
         with ThreadPoolExecutor(options.at_once) as pool:
-            for servers, number, exact, without_way, found in pool.map(search, searches):
+            for (servers, number), found in zip(searches, pool.map(search, searches), strict=True):
                 bounds[f"error_c{servers}_{number}"] = ("<=", 0.05)
                 if found["rate_per_s"] is None:
                     print(f"{servers} servers, search {number}: INVALID: {found['invalid'][0]}", flush=True)
                     continue
-                error, plain = (found["rate_per_s"] / each - 1 for each in (exact, without_way))
+                rate = exact[servers]
+                error, plain = (found["rate_per_s"] / each - 1 for each in (rate, without_way[servers]))
                 print(
                     f"{servers} servers, search {number}: {found['rate_per_s']:.4g}/s ({found['low_per_s']:.4g} to "
-                    f"{found['high_per_s']:.4g}), exact {exact:.4g}/s ({100 * exact * service_s / servers:.0f} % of "
+                    f"{found['high_per_s']:.4g}), exact {rate:.4g}/s ({100 * rate * service_s / servers:.0f} % of "
                     f"saturation), {100 * error:+.1f} %; {100 * plain:+.1f} % without the way",
                     flush=True,
                 )
