@@ -38,9 +38,10 @@ def calibrate_server(
     from split_inference.calibration import refuse_unwritable
     from split_inference.cli import progress_bar
     from split_inference.payload_file import PayloadFile
-    from split_inference.server_url import is_this_machine
+    from split_inference.server_url import checked_base_url, is_this_machine
 
     refuse_unwritable(file)
+    url = checked_base_url(url, called="--url")
     if not yes and not is_this_machine(url):
         raise UsageError(f"{url} is not this machine: say --yes if load may go there")
     with PayloadFile.open(payload_file) as payload:

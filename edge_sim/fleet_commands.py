@@ -247,17 +247,15 @@ def _run(
     from edge_sim.fleet_run import NO_TOKEN, model_profiles, run_scenario
     from edge_sim.hardware import ProfileHardware
     from edge_sim.recorder import new_run_folder
-    from split_inference.server_url import is_this_machine, refuse_exposed_token
+    from split_inference.server_url import checked_base_url, is_this_machine, refuse_exposed_token
 
     access = access or NO_TOKEN
-
-    if scenario.clock == "wall" and scenario.server.url and not yes and not is_this_machine(scenario.server.url):
-        raise UsageError(f"{scenario.server.url} is not this machine: say --yes if load may go there")
     # Before a folder is made.
     if scenario.server.url:
-        refuse_exposed_token(
-            scenario.server.url, has_token=access.token is not None, allowed=access.allow_insecure_token
-        )
+        url = checked_base_url(scenario.server.url, called="server.url")
+        if scenario.clock == "wall" and not yes and not is_this_machine(url):
+            raise UsageError(f"{url} is not this machine: say --yes if load may go there")
+        refuse_exposed_token(url, has_token=access.token is not None, allowed=access.allow_insecure_token)
     check_names(scenario, base=base, traces=traces)
     hardware = ProfileHardware(folder=base, traces=traces)
     models = model_profiles(scenario, base)

@@ -110,6 +110,25 @@ def test_load_goes_to_this_machine_only_unless_told_otherwise(tmp_path):
     assert "--yes" in result.stderr
 
 
+@pytest.mark.parametrize("url", ["nonsense", "http://[::1"])
+def test_what_is_no_url_is_one_line(tmp_path, url):
+    content = yaml.safe_load(MIXED.read_text())
+    (tmp_path / "some.payloads").write_bytes(b"")
+    content |= {"clock": "wall", "server": {"url": url}, "faults": []}
+    content["models"] = {"mobilenet": {"payloads": "some.payloads"}}
+    file = tmp_path / "wrong.yaml"
+    file.write_text(yaml.safe_dump(content))
+    commands = (
+        ("run", file, "--runs", tmp_path),
+        ("calibrate-server", "--url", url, "--payloads", "none", "--out", tmp_path / "server.json"),
+    )
+    for words in commands:
+        result = edge_sim(*words)
+        assert result.returncode == 2
+        assert f"{url!r} is not a server's URL" in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+
+
 def test_a_token_goes_over_plain_http_to_this_machine_only_unless_told_otherwise(tmp_path):
     content = yaml.safe_load(MIXED.read_text())
     (tmp_path / "some.payloads").write_bytes(b"")
