@@ -23,13 +23,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.serving import paced_server
-from benchmarks.serving.stolen_time import StolenTime
+from benchmarks.serving.stolen_time import undisturbed
 from benchmarks.serving.systems import plain, ray_serve
 from benchmarks.serving.tail import PRECISION, SPLIT_POINT, URI, serve_config
 from edge_sim.calibrate_server import capacity_per_s, measure, profile_of
@@ -50,10 +50,7 @@ CODEC = "u4+lz4"
 LOADS = (0.3, 0.8)
 DEVICES = 100
 QUANTILES = (("p50", 0.5), ("p95", 0.95))
-MOST_STOLEN = 0.03
 # A machine that is never let alone for a minute is no place for this.
-TRIES = 6
-ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -251,18 +248,6 @@ def calibrate(
 
     samples = asyncio.run(ask())
     return profile_of(samples, split_point="*", source="bench-clocks"), capacity_per_s(samples, seconds=seconds)
-
-
-def undisturbed(what: str, measured: Callable[[], ResultT]) -> ResultT:
-    """What is measured while the host left this machine its time. Raises SystemExit where it never did."""
-    for _ in range(TRIES):
-        stolen = StolenTime()
-        result = measured()
-        share = stolen.share()
-        if share <= MOST_STOLEN:
-            return result
-        print(f"{what}: the host took {100 * share:.0f} % of the machine meanwhile; again", flush=True)
-    raise SystemExit(f"{what}: this machine was not left alone once in {TRIES} tries; nothing was measured")
 
 
 def one(compared: Compared, made: Scenario, scratch: Path, payloads: Path) -> Run:
