@@ -67,9 +67,8 @@ def run_fleet(
         base=folder,
         watch=on_progress,
     )
-    return FleetResult(
-        run=result, groups=summarize(read_run(folder)), report=write_report(folder), assumed=hardware.assumed
-    )
+    recorded = read_run(folder)
+    return FleetResult(run=result, groups=summarize(recorded), report=write_report(recorded), assumed=hardware.assumed)
 
 
 def figures_of_fleet(fleet: FleetResult) -> tuple[dict[str, float], dict[str, Bound]]:

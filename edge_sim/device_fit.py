@@ -31,6 +31,8 @@ PRIOR = (8.0, 1.0, 0.5, 1.2, 5.0, 10.0, 1e5)
 _KINDS: tuple[Literal["cpu"], Literal["gpu"]] = ("cpu", "gpu")
 _ROUNDS = 40
 _SWEEPS = 400
+# All numbers are near one: a sweep that moves none of them by more has reached what a float can tell apart.
+_STILL = 1e-14
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +178,11 @@ def _non_negative_least_squares(left: Array, right: Array, *, start: Array) -> A
     goal = left.T @ right + tiny * start
     x = start.copy()
     for _ in range(_SWEEPS):
+        largest = 0.0
         for column in range(len(x)):
-            x[column] = max(0.0, x[column] + (goal[column] - gram[column] @ x) / gram[column, column])
+            before = x[column]
+            x[column] = max(0.0, before + (goal[column] - gram[column] @ x) / gram[column, column])
+            largest = max(largest, abs(x[column] - before))
+        if largest < _STILL:
+            break
     return x

@@ -168,7 +168,7 @@ def report(
 
     found = read_run(folder)
     rows = summarize(found)
-    file = write_report(folder)
+    file = write_report(found)
     if as_json:
         print_json({"report": str(file), "invalid": found.header.get("invalid"), "groups": summary_facts(rows)})
     else:
@@ -189,11 +189,12 @@ def merge(
     """
     from edge_sim.merge import merge_runs
     from edge_sim.report import write_report
+    from edge_sim.run_reader import read_run
 
     if into.exists():
         raise UsageError(f"{into} exists already; --out makes a new folder")
     merge_runs(folders, into, command=shlex.join(["python", "-m", "edge_sim", *sys.argv[1:]]))
-    out.print(f"written to {into}; look at {write_report(into)}")
+    out.print(f"written to {into}; look at {write_report(read_run(into))}")
 
 
 @app.command()
@@ -343,8 +344,9 @@ def _finish(result: RunResult, assumed: list[str], *, as_json: bool, facts: Mapp
     rows = []
     at_once = 0 < result.requests <= SUMMARIZED_AT_ONCE
     if at_once:
-        rows = summarize(read_run(result.folder))
-        write_report(result.folder)
+        run = read_run(result.folder)
+        rows = summarize(run)
+        write_report(run)
     if as_json:
         said = {**asdict(result), "folder": str(result.folder), "assumed": assumed, "groups": summary_facts(rows)}
         print_json({**said, **(facts or {})})

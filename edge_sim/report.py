@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_sim.run_reader import Run, read_run
+from edge_sim.run_reader import Run
 from edge_sim.run_summary import GroupSummary, summarize
 from split_inference.errors import UsageError
 from split_inference.html_page import page_head
@@ -34,10 +34,9 @@ _SLICES = 60
 _REASONS = 8
 
 
-def write_report(folder: Path) -> Path:
-    """report.html in the run's folder. DataError for a broken run, UsageError where it cannot be written."""
-    run = read_run(folder)
-    file = folder / "report.html"
+def write_report(run: Run) -> Path:
+    """report.html in the run's folder. UsageError where it cannot be written."""
+    file = run.folder / "report.html"
     partial = file.with_suffix(".partial")
     try:
         partial.write_text(report_html(run), encoding="utf-8")

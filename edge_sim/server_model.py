@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from operator import attrgetter
 from typing import Any
 
 from edge_sim.fleet_server import Ask, Refused, Served
@@ -20,15 +21,19 @@ MIN_RETRY_AFTER_S = 0.05
 # The wait that clients hear of follows the last answers; a fifth of each.
 _SMOOTHING = 0.2
 _ANY = "*"
+_PENDING = attrgetter("pending")
 
 
 class _Waiting:
-    """One request inside: when it came, what it is for, and who waits for it."""
+    """One request inside: when it came, what it is for, where it is, and who waits for it."""
 
-    __slots__ = ("arrived_s", "ask", "deadline_s", "promise")
+    __slots__ = ("arrived_s", "ask", "back_s", "deadline_s", "promise", "replica")
 
-    def __init__(self, ask: Ask, arrived_s: float, deadline_s: float, promise: Promise) -> None:
-        self.ask, self.arrived_s, self.deadline_s, self.promise = ask, arrived_s, deadline_s, promise
+    def __init__(self, ask: Ask, replica: _Replica, *, arrived_s: float, deadline_s: float, back_s: float) -> None:
+        self.ask, self.replica, self.arrived_s, self.deadline_s = ask, replica, arrived_s, deadline_s
+        self.back_s = back_s
+        """From the end of its batch to its answer."""
+        self.promise = Promise()
 
 
 class _Replica:
@@ -89,31 +94,20 @@ class ServerModel:
         if ask.bad:
             return Refused("bad_frame", None)
         overhead_s = quantile(self._overhead_s, self._rng.random())
-        replica = min(self._replicas, key=_pending)
+        replica = min(self._replicas, key=_PENDING)
         wait_s = self._expected_wait_s(replica, ask.split_point, now_s)
         if replica.pending >= self._profile.max_pending or now_s + wait_s + overhead_s > until_s:
             self._report(wait_s)
             return Refused("server_rejected", max(MIN_RETRY_AFTER_S, wait_s))
         replica.pending += 1
-        # Half before the model, for reading and decoding, half behind it.
-        await clock.sleep_until(now_s + overhead_s / 2)
-        if not replica.alive:
-            return Refused("server_down", MIN_RETRY_AFTER_S)
-        promise = Promise()
-        waiting = _Waiting(ask, now_s, until_s, promise)
-        replica.queues.setdefault(ask.split_point, deque()).append(waiting)
-        if not replica.running:
-            if not replica.turning:
-                self._begin(replica)
-        elif self._ahead_s and not replica.closed:
-            self._close_if_due(replica)
-        if not await clock.wait(promise, until_s=until_s):
+        # Half before the model, for reading and decoding, half behind it. Whoever asks sleeps until there is an answer:
+        # waking it for each step would be half of what a simulated request costs.
+        half_s = overhead_s / 2
+        waiting = _Waiting(ask, replica, arrived_s=now_s, deadline_s=until_s, back_s=half_s)
+        clock.at(now_s + half_s, self._enter, waiting)
+        if not await clock.wait(waiting.promise, until_s=until_s):
             return None
-        outcome: Served | Refused = promise.value
-        if type(outcome) is Served:
-            self._report(outcome.queue_s)
-            await clock.sleep_until(clock.now_s() + overhead_s / 2)
-            outcome = outcome._replace(service_s=outcome.service_s + overhead_s / 2)
+        outcome: Served | Refused = waiting.promise.value
         return outcome
 
     def go_down(self, *, for_s: float) -> None:
@@ -121,7 +115,7 @@ class ServerModel:
         self._down_until_s = self._clock.now_s() + for_s
         for replica in self._replicas:
             self._lose(replica)
-            replica.alive = True
+        self._replicas = [_Replica() for _ in self._replicas]
 
     def kill_replica(self, *, back_after_s: float) -> None:
         """One replica is gone with what was inside, and another one answers after a while."""
@@ -135,6 +129,19 @@ class ServerModel:
         replica.running, replica.closed, replica.queues, replica.pending, replica.turning = [], [], {}, 0, False
         for each in lost:
             self._clock.keep(each.promise, Refused("server_down", MIN_RETRY_AFTER_S))
+
+    def _enter(self, waiting: _Waiting) -> None:
+        """It has been read, and waits for its batch."""
+        replica = waiting.replica
+        if not replica.alive:
+            self._clock.keep(waiting.promise, Refused("server_down", MIN_RETRY_AFTER_S))
+            return
+        replica.queues.setdefault(waiting.ask.split_point, deque()).append(waiting)
+        if not replica.running:
+            if not replica.turning:
+                self._begin(replica)
+        elif self._ahead_s and not replica.closed:
+            self._close_if_due(replica)
 
     def _expected_wait_s(self, replica: _Replica, split_point: str, now_s: float) -> float:
         batches = replica.pending // self._profile.max_batch
@@ -210,8 +217,14 @@ class ServerModel:
         replica.pending -= len(batch)
         replica.running = []
         for each in batch:
+            if each.promise.waiter is None:
+                # Whoever asked gave up.
+                continue
+            queue_s = began_s - each.arrived_s
+            self._report(queue_s)
             # Replies of one kind have one size: five classes, or the logits.
-            clock.keep(each.promise, Served(began_s - each.arrived_s, took_s, len(batch), self._reply_bytes, None))
+            served = Served(queue_s, took_s + each.back_s, len(batch), self._reply_bytes, None)
+            clock.keep(each.promise, served, after_s=each.back_s)
         turnaround_s = self._profile.turnaround_s
         if turnaround_s and (replica.closed or any(replica.queues.values())):
             replica.turning = True
@@ -257,12 +270,8 @@ class ServerModel:
                     clock.at(clock.now_s() + scaling.start_s, self._started)
                 over_s = 0.0
             elif wanted < count and under_s >= scaling.downscale_delay_s:
-                # The idlest leave; what they hold is answered first, as serve_app drains.
-                idle = sorted((each for each in self._replicas if not each.pending), key=_pending)
+                # Only idle ones leave: what a replica holds is answered first, as serve_app drains.
+                idle = [each for each in self._replicas if not each.pending]
                 for replica in idle[: count - wanted]:
                     self._replicas.remove(replica)
                 under_s = 0.0
-
-
-def _pending(replica: _Replica) -> int:
-    return replica.pending

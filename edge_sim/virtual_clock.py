@@ -57,19 +57,18 @@ class VirtualClock:
         """Return when so many seconds have passed."""
         return _until(self._now_s + duration_s)
 
-    async def wait(self, promise: Promise, *, until_s: float) -> bool:
+    def wait(self, promise: Promise, *, until_s: float) -> Awaitable[bool]:
         """Whether the promise was kept by `until_s`; returns as soon as it is."""
         if not promise.kept:
             self.at(until_s, self._give_up, promise)
-            await _held(promise)
-        return promise.kept
+        return _held(promise)
 
-    def keep(self, promise: Promise, value: Any) -> None:
-        """Bring what was promised; nobody need wait any more."""
+    def keep(self, promise: Promise, value: Any, *, after_s: float = 0.0) -> None:
+        """Bring what was promised; nobody need wait any more. Whoever does already goes on after `after_s` seconds."""
         promise.kept, promise.value = True, value
         waiter, promise.waiter = promise.waiter, None
         if waiter is not None:
-            self.at(self._now_s, self._resume, waiter)
+            self.at(self._now_s + after_s, self._resume, waiter)
 
     def run(self, *, until_s: float = float("inf")) -> None:
         """Run events up to and including that moment."""
@@ -109,5 +108,7 @@ def _until(at_s: float) -> Generator[float, None, None]:
 
 
 @types.coroutine
-def _held(promise: Promise) -> Generator[Promise, None, None]:
-    yield promise
+def _held(promise: Promise) -> Generator[Promise, None, bool]:
+    if not promise.kept:
+        yield promise
+    return promise.kept

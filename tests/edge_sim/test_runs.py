@@ -106,7 +106,7 @@ def test_text_from_a_run_stays_text_and_the_page_loads_nothing(folder, tmp_path)
     (tmp_path / "header.json").write_text(json.dumps(header))
     row = {**rows_of(folder)[0], "group": HOSTILE, "reason": HOSTILE, "outcome": "dropped", "split_point": HOSTILE}
     (tmp_path / "requests.jsonl").write_text(json.dumps(row) + "\n")
-    page = write_report(tmp_path).read_text()
+    page = write_report(read_run(tmp_path)).read_text()
     assert "<img" not in page
     assert page.count("&lt;img") >= 5
     assert not re.search(r"https?://|<script|src=", page.replace("src=x onerror", ""))

@@ -6,6 +6,7 @@ import re
 import subprocess
 
 from edge_sim.report import write_report
+from edge_sim.run_reader import read_run
 from tests.edge_sim.fleets import scenario, simulate
 from tests.edge_sim.test_fleet import ALL
 
@@ -13,7 +14,7 @@ from tests.edge_sim.test_fleet import ALL
 def test_the_page_shows_every_plot(chromium, tmp_path):
     folder = tmp_path / "run"
     simulate(scenario(*ALL, faults=[{"kind": "server_down", "at_s": 10, "for_s": 5}]), folder)
-    page = write_report(folder)
+    page = write_report(read_run(folder))
     command = [
         chromium,
         "--headless",
