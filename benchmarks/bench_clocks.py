@@ -4,11 +4,12 @@ Two servers. "paced" is our ingress and batcher in one process, with a tail that
 what differs there is the simulation. "real" is ResNet-34 behind its third stage, compiled, one replica on Ray Serve
 behind HAProxy, bfloat16 where the processor has it: there the machine's own noise comes on top.
 
-In each round the server is started, measured by calibrate-server and stopped; then it is started again, fleets at 0.3
-and 0.8 of its capacity ask it, and the same scenarios run in virtual time. Compared are p50 and p95 of queue, service
-and transmission, without propagation: medians over the rounds of either clock; and the bytes of every round. A virtual
-machine loses time to its neighbours: what was measured while the host took more than 3 % of it (/proc/stat) is measured
-again, whatever came out, and said so.
+In each round the server is started and measured by calibrate-server, fleets at 0.3 and 0.8 of its capacity ask it, and
+it is measured again: runs of their own before and after, so that a machine that becomes slower meanwhile is not taken
+for a model that is wrong. From both comes the model that the same scenarios then ask in virtual time. Compared are p50
+and p95 of queue, service and transmission, without propagation: medians over the rounds of either clock; and the bytes
+of every round. A virtual machine loses time to its neighbours: what was measured while the host took more than 3 % of
+it (/proc/stat) is measured again, whatever came out, and said so.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from benchmarks.serving import paced_server
 from benchmarks.serving.stolen_time import undisturbed
 from benchmarks.serving.systems import plain, ray_serve
 from benchmarks.serving.tail import PRECISION, SPLIT_POINT, URI, serve_config
-from edge_sim.calibrate_server import capacity_per_s, measure, profile_of
+from edge_sim.calibrate_server import Sample, capacity_per_s, measure, profile_of
 from edge_sim.fleet_run import run_scenario
 from edge_sim.hardware import ProfileHardware
 from edge_sim.model_profile import ModelProfile
@@ -50,7 +51,6 @@ CODEC = "u4+lz4"
 LOADS = (0.3, 0.8)
 DEVICES = 100
 QUANTILES = (("p50", 0.5), ("p95", 0.95))
-# A machine that is never let alone for a minute is no place for this.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,7 +194,7 @@ def main() -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Round:
-    """What one calibration and the two fleets after it gave."""
+    """What a server's calibration, before and after, and the two fleets in between gave."""
 
     capacity_per_s: float
     profile: ServerProfile
@@ -206,39 +206,41 @@ class Round:
 def compare(compared: Compared, folder: Path, logs: Path, *, seed: int, seconds: float, calibrate_s: float) -> Round:
     """One round."""
     payloads = folder / "tail.payloads"
-    with compared.start(logs / f"{compared.name}-calibrated.log") as url:
-        profile, capacity = undisturbed(
-            f"{compared.name}, round {seed}, calibrating",
-            lambda: calibrate(compared, url, payloads, seconds=calibrate_s, seed=seed),
-        )
+    walls: dict[float, Run] = {}
+    with compared.start(logs / f"{compared.name}.log") as url:
+
+        def calibrated(when: str) -> list[Sample]:
+            title = f"{compared.name}, round {seed}, calibrating {when}"
+            return undisturbed(title, lambda: calibrate(compared, url, payloads, seconds=calibrate_s, seed=seed))
+
+        before = calibrated("before")
+        capacity = capacity_per_s(before, seconds=calibrate_s)
+        for load in LOADS:
+            at: dict[str, Any] = {"url": url}
+            made = scenario("wall", compared, rate_per_s=load * capacity, seconds=seconds, seed=seed, at=at)
+            title = f"{compared.name}, round {seed}, {100 * load:.0f} %, wall"
+            walls[load] = undisturbed(title, partial(one, compared, made, folder, payloads))
+            print(f"{title}: {_medians(walls[load])}", flush=True)
+        samples = [*before, *calibrated("after")]
+    profile = profile_of(samples, split_point="*", source="bench-clocks")
     found: dict[tuple[float, str, str], float] = {}
     differ = 0
-    with compared.start(logs / f"{compared.name}-asked.log") as url:
-        for load in LOADS:
-            sent = []
-            for clock, at in (
-                ("wall", {"url": url}),
-                ("virtual", {"profiles": {"model": profile.model_dump(mode="json")}}),
-            ):
-                made = scenario(clock, compared, rate_per_s=load * capacity, seconds=seconds, seed=seed, at=at)
-                title = f"{compared.name}, round {seed}, {100 * load:.0f} %, {clock}"
-                measured = partial(one, compared, made, folder, payloads)
-                # Virtual time takes as long as it takes.
-                run = undisturbed(title, measured) if clock == "wall" else measured()
-                print(f"{title}: {_medians(run)}", flush=True)
-                for quantile, share in QUANTILES:
-                    found[load, quantile, clock] = float(np.quantile(times_s(run), share))
-                sent.append(run.numbers["up_bytes"].sum())
-            differ += sent[0] != sent[1]
+    for load, wall in walls.items():
+        at = {"profiles": {"model": profile.model_dump(mode="json")}}
+        made = scenario("virtual", compared, rate_per_s=load * capacity, seconds=seconds, seed=seed, at=at)
+        virtual = one(compared, made, folder, payloads)
+        print(f"{compared.name}, round {seed}, {100 * load:.0f} %, virtual: {_medians(virtual)}", flush=True)
+        for clock, run in (("wall", wall), ("virtual", virtual)):
+            for quantile, share in QUANTILES:
+                found[load, quantile, clock] = float(np.quantile(times_s(run), share))
+        differ += wall.numbers["up_bytes"].sum() != virtual.numbers["up_bytes"].sum()
     return Round(capacity_per_s=capacity, profile=profile, seconds=found, bytes_differ=differ)
 
 
-def calibrate(
-    compared: Compared, url: str, payloads: Path, *, seconds: float, seed: int
-) -> tuple[ServerProfile, float]:
-    """What calibrate-server does."""
+def calibrate(compared: Compared, url: str, payloads: Path, *, seconds: float, seed: int) -> list[Sample]:
+    """What calibrate-server asks."""
 
-    async def ask() -> Any:
+    async def ask() -> list[Sample]:
         transport = HttpTransport(url, connections=64)
         try:
             with PayloadFile.open(payloads) as file:
@@ -246,8 +248,7 @@ def calibrate(
         finally:
             await transport.close()
 
-    samples = asyncio.run(ask())
-    return profile_of(samples, split_point="*", source="bench-clocks"), capacity_per_s(samples, seconds=seconds)
+    return asyncio.run(ask())
 
 
 def one(compared: Compared, made: Scenario, scratch: Path, payloads: Path) -> Run:

@@ -190,14 +190,16 @@ def turnaround_s(profile: ServerProfile, samples: Sequence[Sample]) -> float:
     any, or no level was busy.
     """
     busy = [each for each in samples if each.share >= BUSY]
-    levels = sorted({(each.share, each.rate_per_s) for each in busy})
-    if not levels:
+    by_rate: dict[float, list[float]] = defaultdict(list)
+    for each in busy:
+        by_rate[each.rate_per_s].append(each.total_s)
+    if not by_rate:
         return 0.0
-    measured = {share: float(np.median([each.total_s for each in busy if each.share == share])) for share, _ in levels}
+    measured = {rate_per_s: float(np.median(took_s)) for rate_per_s, took_s in sorted(by_rate.items())}
 
     def is_too_fast(seconds: float) -> bool:
         made = profile.model_copy(update={"turnaround_s": seconds})
-        ratios = [_median_in_virtual_time(made, rate_per_s) / measured[share] for share, rate_per_s in levels]
+        ratios = [_median_in_virtual_time(made, rate_per_s) / took_s for rate_per_s, took_s in measured.items()]
         return float(np.mean(np.log(ratios))) < 0
 
     low_s, high_s = 0.0, MOST_TURNAROUND_S

@@ -163,6 +163,20 @@ def test_a_server_that_is_down_refuses_and_loses_what_it_had():
     assert isinstance(outcomes[1.5], Served)
 
 
+def test_what_is_being_read_is_lost_with_a_server_that_goes_down():
+    world = World(profile(overhead_s=[0.02], max_pending=1))
+    world.clock.at(0.005, lambda _: world.server.go_down(for_s=0.1))
+    for at_s in (0.0, 0.2, 0.2):
+        world.send(at_s)
+    seen = world.run()
+    assert [each if each is None else getattr(each, "reason", "served") for _, _, each in seen] == [
+        "server_down",
+        "server_rejected",
+        "served",
+    ]
+    assert seen[0][1] == pytest.approx(0.01)
+
+
 def test_a_killed_replica_is_replaced():
     world = World(profile(replicas=2))
     world.clock.at(1.0, lambda _: world.server.kill_replica(back_after_s=2.0))
