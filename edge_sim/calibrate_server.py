@@ -40,6 +40,7 @@ OPEN = (0.15, 0.3, 0.45, 0.6, 0.75, 0.85)
 BUSY = 0.5
 """From this share of the capacity on, most requests wait for a batch, and what is between two batches shows."""
 MOST_TURNAROUND_S = 0.05
+_PATIENCE_S = 30.0
 # Halvings of that: to 0.2 ms.
 _HALVINGS = 8
 LEVEL_REQUESTS = 150
@@ -143,7 +144,15 @@ class _Asker:
         self._turn += 1
         request = Request(method="POST", path=self._path, headers=self._headers, body=body)
         began_s = time.perf_counter()
-        response = await self._transport.send(request, timeout_s=30)
+        try:
+            response = await self._transport.send(request, timeout_s=_PATIENCE_S)
+        except ServerError as error:
+            # A server closes a connection that was idle for long, maybe in the moment in which it is used again: that
+            # says nothing of how long it takes. A server that is gone breaks the second one too.
+            if not error.retriable:
+                raise
+            began_s = time.perf_counter()
+            response = await self._transport.send(request, timeout_s=_PATIENCE_S)
         ended_s = time.perf_counter()
         if response.status != 200:
             raise ServerError(f"{self._path} answered {response.status}; a server that is measured has to answer all")

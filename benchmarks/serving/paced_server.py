@@ -65,7 +65,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         response = await ingress.answer(request)
         await response(scope, receive, send)
 
-    uvicorn.run(application, host="127.0.0.1", port=options.port, log_level="warning", access_log=False, lifespan="off")
+    # Idle connections are kept for as long as HAProxy keeps them: a client must not find one closed under its hands.
+    uvicorn.run(
+        application,
+        host="127.0.0.1",
+        port=options.port,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        timeout_keep_alive=65,
+    )
 
 
 if __name__ == "__main__":

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
 
 from edge_sim.arrivals import poisson_s
-from edge_sim.calibrate_server import CLOSED, LEAD_S, OPEN, Sample, capacity_per_s, profile_of, turnaround_s
+from edge_sim.calibrate_server import CLOSED, LEAD_S, OPEN, Sample, capacity_per_s, measure, profile_of, turnaround_s
 from edge_sim.fleet_server import Ask, Served
 from edge_sim.server_model import ServerModel
 from edge_sim.server_profile import ServerProfile
+from edge_sim.transport import Response
 from edge_sim.virtual_clock import VirtualClock
+from split_inference.errors import ServerError
+from split_inference.wire import FRAME_MEDIA_TYPE, Prediction, ReplyFrame, encode_reply
 
 OVERHEAD_S = 0.002
 DECODE_S = 0.0002
@@ -105,3 +110,54 @@ def test_the_capacity_is_the_best_closed_loop_and_what_was_under_way_at_its_end_
 def test_too_few_answers_are_refused():
     with pytest.raises(ValueError, match="too few answers"):
         profile_of([], split_point="*", source="test")
+
+
+class BreakingTransport:
+    """Answers after 5 ms; of each `every` requests the last one finds its connection closed."""
+
+    def __init__(self, *, every):
+        self.every, self.asked, self.broke = every, 0, 0
+
+    async def send(self, request, *, timeout_s):
+        self.asked += 1
+        if self.asked % self.every == 0:
+            self.broke += 1
+            raise ServerError("the connection broke off", retriable=True)
+        await asyncio.sleep(0.005)
+        timings_s = {"queue": 0.0, "decode": 0.0, "tail": 0.004}
+        body = encode_reply(
+            ReplyFrame(
+                model_digest=bytes(16),
+                sample_count=1,
+                timings_s=timings_s,
+                predictions=((Prediction(index=0, label="cat", score=1.0),),),
+                logits=None,
+            )
+        )
+        return Response(status=200, headers={"server-timing": "batch;desc=1"}, body=body)
+
+    async def close(self):
+        pass
+
+
+PAYLOADS = SimpleNamespace(
+    header=SimpleNamespace(
+        options=[SimpleNamespace(media_type=FRAME_MEDIA_TYPE, mode="split")],
+        inputs=["one"],
+        model=SimpleNamespace(digest="ab" * 32, name="toy"),
+    ),
+    body=lambda option, index: b"frame",
+)
+
+
+async def test_a_connection_that_was_closed_while_idle_is_no_reason_to_give_up():
+    transport = BreakingTransport(every=7)
+    samples = await measure(transport, PAYLOADS, option=0, seconds=0.02)
+    assert transport.broke > 10
+    assert {each.share for each in samples} == {0.0, *OPEN}
+    assert max(each.batch_s for each in samples) == pytest.approx(0.004)
+
+
+async def test_a_server_that_is_gone_is():
+    with pytest.raises(ServerError, match="broke off"):
+        await measure(BreakingTransport(every=1), PAYLOADS, option=0, seconds=0.02)
