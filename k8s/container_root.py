@@ -78,8 +78,13 @@ def become(plan: Mapping[str, Any]) -> None:
     root.mkdir()
     _mount("-t", "tmpfs", "-o", "mode=755,size=64m", "tmpfs", str(root))
     _system(root)
-    for tree in sorted({Path(sys.base_prefix), Path(sys.prefix), ROOT}):
-        _bind(tree, root / tree.relative_to("/"), read_only=True)
+    programs = sorted({Path(sys.base_prefix), Path(sys.prefix), ROOT})
+    volumes = [Path(mount["to"]) for mount in plan["mounts"]]
+    # A checkout below /tmp would be hidden by the pod's own /tmp, and comes after it.
+    hidden = [tree for tree in programs if any(tree.is_relative_to(volume) for volume in volumes)]
+    for tree in programs:
+        if tree not in hidden:
+            _bind(tree, root / tree.relative_to("/"), read_only=True)
     work = root / "opt" / "split-inference"
     for name in ("tails", "payloads"):
         (work / name).mkdir(parents=True)
@@ -97,6 +102,8 @@ def become(plan: Mapping[str, Any]) -> None:
             _mount("-t", "tmpfs", "-o", f"mode=1777,size={mount['memory_bytes']}", "tmpfs", str(to))
         else:
             _bind(Path(mount["from"]), to, read_only=mount["read_only"])
+    for tree in hidden:
+        _bind(tree, root / tree.relative_to("/"), read_only=True)
     raise_open_files()
     if plan["read_only"]:
         _mount("-o", "remount,ro,bind", str(root))

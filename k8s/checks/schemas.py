@@ -33,7 +33,8 @@ _Path = tuple[str | int, ...]
 def schema_folder() -> Path:
     """Where the CRDs' schemas lie. Raises UnavailableError."""
     named = os.environ.get("K8S_SCHEMA_DIR")
-    folder = Path(named) if named else ROOT.parent / "shared" / "data" / "k8s" / "jsonschema"
+    data = Path(os.environ.get("SPLIT_INFERENCE_DATA") or ROOT.parent / "shared" / "data")
+    folder = Path(named) if named else data / "k8s" / "jsonschema"
     if not folder.is_dir():
         raise UnavailableError(f"no schemas of CRDs at {folder}; K8S_SCHEMA_DIR names their folder")
     return folder

@@ -8,13 +8,16 @@ import sys
 from pathlib import Path
 
 from k8s.checks.model import Overlay
-from k8s.container_root import image_environment, users_are_mapped
+from k8s.container_root import ROOT, image_environment, users_are_mapped
 from k8s.local_pods import INSIDE, LocalPod, enter, make_bridge
 
+# A volume above the checkout, as /tmp is where somebody cloned it there: programs have to be found all the same.
+ABOVE = [{"name": "above", "mountPath": str(ROOT.parent)}] if str(ROOT.parent) not in ("/", "/tmp") else []
 CONTAINER = {
     "name": "c",
     "securityContext": {"readOnlyRootFilesystem": True},
     "volumeMounts": [
+        *ABOVE,
         {"name": "tmp", "mountPath": "/tmp"},
         {"name": "shm", "mountPath": "/dev/shm"},
         {"name": "token", "mountPath": "/run/secrets/token", "readOnly": True},
@@ -24,6 +27,7 @@ CONTAINER = {
 SPEC = {
     "securityContext": {"runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 1000},
     "volumes": [
+        {"name": "above", "emptyDir": {}},
         {"name": "tmp", "emptyDir": {}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
         {"name": "token", "secret": {"secretName": "token", "defaultMode": 288}},
