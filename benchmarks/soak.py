@@ -15,8 +15,6 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.chaos import PATH, config_of, frames_and_answers
 from benchmarks.serving.http_load import LoadResult, open_loop, poisson_arrivals_s, request_bytes
 from benchmarks.serving.systems import processes_of, ray_serve
@@ -26,6 +24,8 @@ from split_inference.inputs import read_inputs
 from split_inference.model_catalog import EMBEDDED_FOLDER, EMBEDDED_URI
 from split_inference.wire import FRAME_MEDIA_TYPE
 
+Memory = dict[str, list[tuple[float, int]]]
+"""By process: seconds since the beginning, and bytes."""
 RATE_PER_S = 120.0
 LOOK_EVERY_S = 5.0
 # Smaller processes grow by as much as one page of a log buffer.
@@ -45,7 +45,8 @@ def main() -> int:
     seconds = 60 * options.minutes
     logs = Path("runs/soak")
     logs.mkdir(parents=True, exist_ok=True)
-    memory: dict[str, list[tuple[float, int]]] = defaultdict(list)
+    memory: Memory = defaultdict(list)
+    own: Memory = defaultdict(list)
     with ray_serve("soak", config_of(EMBEDDED_URI), log=logs / "serve.log") as server:
         server.wait_until_ready(PATH, timeout_s=180)
         results: list[LoadResult] = []
@@ -68,14 +69,21 @@ def main() -> int:
         while thread.is_alive():
             now_s = time.monotonic() - began_s
             for pid, use in processes_of(server).items():
-                memory[f"{pid} {use.name[:60]}"].append((now_s, use.resident_bytes))
+                name = f"{pid} {use.name[:60]}"
+                memory[name].append((now_s, use.resident_bytes))
+                own[name].append((now_s, use.own_bytes))
             print(f"\r{now_s / 60:.1f} of {options.minutes:g} minutes", end="", file=sys.stderr)
             time.sleep(LOOK_EVERY_S)
         thread.join()
     print(file=sys.stderr)
     growth = _growth(memory, seconds)
     for name, share in sorted(growth.items(), key=lambda each: -each[1])[:8]:
-        print(f"{100 * share:+6.2f} %  {memory[name][-1][1] / 1e6:7.1f} MB  {name}")
+        ends = [_ends(series[name], seconds) for series in (memory, own)]
+        (first, last), (own_first, own_last) = [pair or (0, 0) for pair in ends]
+        print(
+            f"{100 * share:+6.2f} %  {last / 1e6:7.1f} MB, {(last - first) / 1e6:+.1f} MB, "
+            f"of them {(own_last - own_first) / 1e6:+.1f} MB neither shared nor a file's  {name}"
+        )
     statuses: dict[int, int] = defaultdict(int)
     for result in results:
         for status, count in result.statuses().items():
@@ -105,16 +113,18 @@ def _requests() -> list[bytes]:
     return made
 
 
-def _growth(memory: dict[str, list[tuple[float, int]]], seconds: float) -> dict[str, float]:
+def _growth(memory: Memory, seconds: float) -> dict[str, float]:
+    pairs = {name: _ends(series, seconds) for name, series in memory.items()}
+    return {name: pair[1] / pair[0] - 1 for name, pair in pairs.items() if pair and pair[0] > SMALL_BYTES}
+
+
+def _ends(series: list[tuple[float, int]], seconds: float) -> tuple[float, float] | None:
+    """Medians of the first minute after warming up and of the last one; None for what was not there in both."""
     settled_s = seconds / 6
     span_s = min(60.0, seconds / 6)
-    growth = {}
-    for name, series in memory.items():
-        first = [size for at_s, size in series if settled_s <= at_s < settled_s + span_s]
-        last = [size for at_s, size in series if at_s >= seconds - span_s]
-        if first and last and statistics.median(first) > SMALL_BYTES:
-            growth[name] = float(np.median(last) / np.median(first) - 1)
-    return growth
+    first = [size for at_s, size in series if settled_s <= at_s < settled_s + span_s]
+    last = [size for at_s, size in series if at_s >= seconds - span_s]
+    return (statistics.median(first), statistics.median(last)) if first and last else None
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ class ProcessUse:
     waited_cpu_s: float
     """Of the children that it has waited for, over their whole lives."""
     resident_bytes: int
+    own_bytes: int
+    """Of these, what is neither a file's nor shared: heap and stacks."""
 
 
 def tree(root: int) -> dict[int, ProcessUse]:
@@ -70,6 +72,7 @@ def cpu_by_name(before: Mapping[int, ProcessUse], after: Mapping[int, ProcessUse
 def _read(pid: int) -> tuple[int, ProcessUse] | None:
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
+        statm = Path(f"/proc/{pid}/statm").read_text().split()
         words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except OSError:
         return None
@@ -82,4 +85,5 @@ def _read(pid: int) -> tuple[int, ProcessUse] | None:
         cpu_s=own_ticks * _TICK_S,
         waited_cpu_s=waited_ticks * _TICK_S,
         resident_bytes=int(fields[21]) * _PAGE_BYTES,
+        own_bytes=(int(statm[1]) - int(statm[2])) * _PAGE_BYTES,
     )

@@ -7,6 +7,7 @@ import functools
 import math
 import random
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -140,7 +141,7 @@ class BreakingTransport:
         pass
 
 
-PAYLOADS = SimpleNamespace(
+PAYLOADS: Any = SimpleNamespace(
     header=SimpleNamespace(
         options=[SimpleNamespace(media_type=FRAME_MEDIA_TYPE, mode="split")],
         inputs=["one"],
