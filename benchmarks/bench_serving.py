@@ -38,6 +38,8 @@ ONE, TWO, UVICORN = "ours, 1 replica", "ours, 2 replicas", "uvicorn + batcher"
 # its defaults, and with its knobs turned to where they were best here.
 RAY, LIT = "ray @serve.batch, defaults", "litserve"
 RAY_TUNED, LIT_OUR_TAIL = "ray @serve.batch, tuned, our tail", f"{LIT}, our tail"
+# Beside our two replicas: as many models on as many cores.
+LIT_TWO = f"{LIT}, 2 workers"
 BOUNDS: dict[str, Bound] = {
     "one_replica_over_limit": (">=", 0.85),
     "two_replicas_over_one_process_limit": (">=", 1.25),
@@ -118,7 +120,8 @@ def main() -> int:
         ]
         if not options.without_peers:
             peers = (_ray_batch, _litserve)
-            groups += [partial(peer, tail=tail) for peer in peers for tail in (JUST_IN_TIME, OURS)] + [_uvicorn]
+            groups += [partial(peer, tail=tail) for peer in peers for tail in (JUST_IN_TIME, OURS)]
+            groups += [partial(_litserve, tail=JUST_IN_TIME, workers=2), _uvicorn]
         with progress_bar() as bar:
             task = bar.add_task("measuring", total=len(groups) * options.rounds)
             for group in groups:
@@ -175,15 +178,16 @@ def _uvicorn(started: contextlib.ExitStack, logs: Path) -> list[System]:
     return [started.enter_context(plain(UVICORN, "benchmarks.serving.peer_uvicorn", log=logs / "uvicorn.log"))]
 
 
-def _litserve(started: contextlib.ExitStack, logs: Path, *, tail: str) -> list[System]:
+def _litserve(started: contextlib.ExitStack, logs: Path, *, tail: str, workers: int = 1) -> list[System]:
     folder = litserve_path()
     if folder is None:
         print("LitServe cannot be installed here; it is left out", file=sys.stderr)
         return []
     module = "benchmarks.serving.peer_litserve"
     log = logs / "litserve.log"
-    name = LIT if tail == JUST_IN_TIME else LIT_OUR_TAIL
-    peer = plain(name, module, log=log, path="/predict", pythonpath=folder, environment={TAIL: tail})
+    name = LIT_TWO if workers == 2 else LIT if tail == JUST_IN_TIME else LIT_OUR_TAIL
+    environment = {TAIL: tail, "LITSERVE_WORKERS": str(workers)}
+    peer = plain(name, module, log=log, path="/predict", pythonpath=folder, environment=environment)
     return [started.enter_context(peer)]
 
 
@@ -219,14 +223,15 @@ def _figures(
         "failed_requests": float(sum(series.failed for series in table.values())),
     }
     compared = {
-        RAY: "one_replica_over_ray_batch",
-        LIT: "one_replica_over_litserve",
-        RAY_TUNED: "one_replica_over_ray_batch_tuned_with_our_tail",
-        LIT_OUR_TAIL: "one_replica_over_litserve_with_our_tail",
+        RAY: (ONE, "one_replica_over_ray_batch"),
+        LIT: (ONE, "one_replica_over_litserve"),
+        RAY_TUNED: (ONE, "one_replica_over_ray_batch_tuned_with_our_tail"),
+        LIT_OUR_TAIL: (ONE, "one_replica_over_litserve_with_our_tail"),
+        LIT_TWO: (TWO, "two_replicas_over_litserve_with_two_workers"),
     }
-    for name, key in compared.items():
+    for name, (ours, key) in compared.items():
         if (name, 32) in table:
-            figures[key] = share(ONE) / share(name) if share(name) else float("nan")
+            figures[key] = share(ours) / share(name) if share(name) else float("nan")
     return figures
 
 

@@ -1,9 +1,10 @@
 """Peer: LitServe with batches, as its documentation has them. Knows LitServe and the common tail.
 
-Its HTTP server and its model run in two processes that share a queue.
+Its HTTP server and its model run in two processes that share a queue; with LITSERVE_WORKERS=2 there are two models.
 `python -m benchmarks.serving.peer_litserve PORT`.
 """
 
+import os
 import sys
 from typing import Annotated, Any
 
@@ -42,7 +43,10 @@ def main(port: int) -> None:
     api: Any = TailAPI(max_batch_size=16, batch_timeout=0.005)
     # The fastest of what was tried: its ZeroMQ queue gives 1.2 times the requests of the default one, and longer waits
     # for a batch than 5 ms only make every request slower.
-    server = litserve.LitServer(api, accelerator="cpu", devices=1, workers_per_device=1, timeout=30, fast_queue=True)
+    workers = int(os.environ.get("LITSERVE_WORKERS", "1"))
+    server = litserve.LitServer(
+        api, accelerator="cpu", devices=1, workers_per_device=workers, timeout=30, fast_queue=True
+    )
     server.run(host="127.0.0.1", port=port, log_level="warning", generate_client_file=False)
 
 
