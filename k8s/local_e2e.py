@@ -16,7 +16,6 @@ import contextlib
 import json
 import os
 import re
-import secrets
 import shlex
 import shutil
 import signal
@@ -24,36 +23,25 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from k8s.checks.arguments import words_of
-from k8s.checks.model import Document, Overlay, UnavailableError, name_of
-from k8s.checks.pods import Pod, pods_of, ray_container, ray_pods
+from k8s.checks.model import Overlay, UnavailableError
+from k8s.checks.pods import pods_of
 from k8s.checks.ray_rules import environment
-from k8s.checks.ray_start import GCS_PORT, ray_start_words
 from k8s.checks.render import ROOT, render
 from k8s.container_root import image_environment, raise_open_files, users_are_mapped
+from k8s.local_cluster import LocalCluster
 from k8s.local_pods import INSIDE, LocalContainer, LocalPod, enter, make_bridge
-from serve_app.serve import connections_within
 from split_inference.figures import Bound, report
 
 OVERLAY = "local-cpu"
-START_TIMEOUT_S = 180.0
+PAYLOADS_TIMEOUT_S = 180.0
 # Of edge_sim and of the load tests: the generator was late. That says something of this machine, and nothing of the
 # manifests; a missed objective (99) and everything else is a failure.
 INVALID = 3
-# Of the operator: what it asks a worker before traffic goes there.
-PROBE = (
-    "wget --tries 1 -T 2 -q -O- http://localhost:52365/api/local_raylet_healthz | grep success && "
-    "wget --tries 1 -T 2 -q -O- http://localhost:8000/-/healthz | grep success"
-)
 EXAMPLES = """examples:
   python -m k8s.local_e2e
   python -m k8s.local_e2e --workers 1 --fleet-s 15
@@ -121,32 +109,30 @@ class _Run:
         self._overlay = overlay if options.fleet_s is None else _with_shorter_fleet(overlay, options.fleet_s)
         self._folder = folder
         self._options = options
-        self._name = name_of(overlay.rayservice())
         self._payloads = folder / "payloads"
-        self._secrets = _made_up_secrets()
-        self._claims: dict[str, Path] = {}
-        self._open_files = 0
-        self._numbers = iter(range(10, 250))
-        self._pods: list[LocalPod] = []
-        self._workers: list[tuple[LocalPod, LocalContainer, Document]] = []
+        self._cluster = LocalCluster(
+            self._overlay, folder, payloads=self._payloads, open_files=raise_open_files(), say=self._note
+        )
         self.figures: dict[str, float] = {}
         self.facts: dict[str, Any] = {"folder": str(folder)}
 
     def run(self) -> int:
-        low, high = self._worker_bounds()
+        group = self._overlay.rayservice()["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
+        low, high = group["minReplicas"], group["maxReplicas"]
         if not low <= self._options.workers <= high:
             raise ValueError(f"--workers {self._options.workers} is not within the group's {low}..{high}")
-        self._open_files = raise_open_files()
         make_bridge()
         self._make_payloads()
         began_s = time.monotonic()
-        head = self._start_ray()
-        self._deploy(head)
-        ready = self._ready_workers()
+        self._cluster.start(self._options.workers)
+        self.figures["proxies"] = self._cluster.deploy()
+        self.figures["ray_nodes"] = 1 + len(self._cluster.workers)
+        ready = self._cluster.ready_workers()
+        self.figures["ready_workers"] = len(ready)
         self.figures["ready_s"] = time.monotonic() - began_s
         self._note(f"the service is up after {self.figures['ready_s']:.0f} s; {len(ready)} workers pass their probe")
         self._look_at_containers()
-        hosts = self._hosts(ready)
+        hosts = self._cluster.service_hosts(ready)
         # One after the other: generators that share two cores are late, and call their own runs INVALID.
         self._judge_fleet(*self._start_fleet(hosts))
         self._judge_locust(*self._start_locust(hosts))
@@ -156,106 +142,7 @@ class _Run:
     def _note(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    # Ray
-
-    def _worker_bounds(self) -> tuple[int, int]:
-        group = self._overlay.rayservice()["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
-        return group["minReplicas"], group["maxReplicas"]
-
-    def _start_ray(self) -> LocalPod:
-        found = ray_pods(self._overlay)
-        head = self._pod("head", next(pod for pod in found if pod.is_head))
-        worker = next(pod for pod in found if pod.is_worker)
-        workers = [self._pod(f"worker-{index}", worker) for index in range(self._options.workers)]
-        hosts = {f"{self._name}-head-svc": head.address}
-        self._ray_container(head, next(pod for pod in found if pod.is_head), hosts)
-        self._until(lambda: self._gcs_listens(head), "the head's GCS does not listen")
-        for local in workers:
-            container = self._ray_container(local, worker, hosts)
-            self._workers.append((local, container, ray_container(worker)))
-            # One after the other: on two cores a second one is too slow for Ray, which gives up after half a minute.
-            self._until(partial(_has_started, container), f"{local.name} is not up")
-        self._note(f"Ray runs: a head and {len(workers)} workers")
-        return head
-
-    def _ray_container(self, local: LocalPod, pod: Pod, hosts: Mapping[str, str]) -> LocalContainer:
-        container = ray_container(pod)
-        head = f"{self._name}-head-svc"
-        added = {
-            "RAY_ADDRESS": f"127.0.0.1:{GCS_PORT}" if pod.is_head else f"{head}:{GCS_PORT}",
-            "RAY_PORT": str(GCS_PORT),
-            "FQ_RAY_IP": "127.0.0.1" if pod.is_head else head,
-            "RAY_CLUSTER_NAME": self._name,
-            "RAY_NODE_TYPE_NAME": "headgroup" if pod.is_head else pod.labels["ray.io/group"],
-        }
-        auth = self._overlay.rayservice()["spec"]["rayClusterConfig"].get("authOptions") or {}
-        if auth.get("mode") == "token":
-            added |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self._secrets[auth["secretName"]]["auth_token"]}
-        variables = {**image_environment("serve.Dockerfile", self._payloads), **added}
-        variables |= environment(container, self._overlay)
-        wanted = int(variables.get("RAY_SERVE_HAPROXY_MAXCONN", 0))
-        # HAProxy does not start where it may not open as many files as its connections need.
-        if wanted > (possible := connections_within(self._open_files)):
-            variables["RAY_SERVE_HAPROXY_MAXCONN"] = str(possible)
-            if pod.is_head:
-                self._note(f"this machine allows {self._open_files} open files: MAXCONN is {possible}, not {wanted}")
-        command = f"ulimit -n 65536 2>/dev/null; exec {shlex.join(ray_start_words(pod, self._overlay))}"
-        words = ["/bin/bash", "-c", "--", command]
-        return local.container(container, words, environment=variables, hosts=hosts)
-
-    def _gcs_listens(self, head: LocalPod) -> bool:
-        import socket
-
-        with contextlib.suppress(OSError), socket.create_connection((head.address, GCS_PORT), timeout=1):
-            return True
-        return False
-
-    def _deploy(self, head: LocalPod) -> None:
-        """What the operator does with serveConfigV2, and wait until all of it runs."""
-        config = yaml.safe_load(self._overlay.rayservice()["spec"]["serveConfigV2"])
-        url = f"http://{head.address}:8265/api/serve/applications/"
-        token = self._secrets["ray-auth"]["auth_token"]
-        self._until(lambda: _call(url, token) is not None, "the dashboard does not answer")
-        body = json.dumps(config).encode()
-        self._until(lambda: _call(url, token, body=body) is not None, "the dashboard does not take the Serve config")
-        names = {application["name"] for application in config["applications"]}
-
-        def running() -> bool:
-            said = _call(url, token) or {}
-            states = {name: found["status"] for name, found in said.get("applications", {}).items()}
-            failed = [name for name, state in states.items() if state == "DEPLOY_FAILED"]
-            if failed:
-                raise RuntimeError(f"{failed[0]} failed: {said['applications'][failed[0]]['message'][-400:]}")
-            return all(states.get(name) == "RUNNING" for name in names)
-
-        self._until(running, "not every application is RUNNING")
-        nodes = {node["node_ip"] for node in (_call(url, token) or {}).get("proxies", {}).values()}
-        self.figures["ray_nodes"] = 1 + len(self._workers)
-        self.figures["proxies"] = len(nodes)
-
-    def _ready_workers(self) -> list[LocalPod]:
-        """Those that the Service would have: workers without a replica are no endpoints, by design."""
-
-        found: list[LocalPod] = []
-        said = ""
-
-        def any_ready() -> bool:
-            nonlocal said
-            for local, container, _ in self._workers:
-                probed = container.execute(["bash", "-c", PROBE], timeout_s=15)
-                said = f"{local.name} says {probed.returncode} {(probed.stdout + probed.stderr).strip()[-300:]}"
-                if probed.returncode == 0:
-                    found.append(local)
-            return bool(found)
-
-        self._until(any_ready, lambda: f"no worker passes its readiness probe ({said})")
-        self.figures["ready_workers"] = len(found)
-        return found
-
     # Clients
-
-    def _hosts(self, ready: Sequence[LocalPod]) -> dict[str, Any]:
-        return {f"{self._name}-serve-svc": [pod.address for pod in ready]}
 
     def _start_fleet(self, hosts: Mapping[str, Any]) -> tuple[LocalPod, LocalContainer]:
         """The first shard: the pod with index 0."""
@@ -281,7 +168,7 @@ class _Run:
     ) -> tuple[LocalPod, LocalContainer]:
         """Init containers one after the other, sidecars left out, then the container itself."""
         pod = next(each for each in pods_of(self._overlay) if each.where == f"Job/{job}")
-        local = self._pod(name, pod)
+        local = self._cluster.new_pod(name, pod)
         base = {**image_environment(dockerfile, self._payloads), "HOSTNAME": name}
         more = {"POD_NAME": name, **more}
         for container in pod.spec.get("initContainers", []):
@@ -317,7 +204,7 @@ class _Run:
 
         code = container.wait(240)
         self.figures["locust_failed"] = float(code not in (0, INVALID))
-        results = self._claims.get("loadtest-results")
+        results = self._cluster.claims.get("loadtest-results")
         folder = (results or Path("/nonexistent")) / master.name
         if not (folder / "result.json").is_file():
             raise RuntimeError(f"Locust left no result and ended with {code}: {container.last_words()}")
@@ -333,7 +220,7 @@ class _Run:
     # What the manifests promise about containers
 
     def _look_at_containers(self) -> None:
-        _, container, _ = self._workers[0]
+        container = self._cluster.workers[0].container
         status = container.status()
         self.figures["uid"] = int(status["Uid"].split()[0])
         self.figures["capabilities"] = int(status["CapEff"], 16) | int(status["CapBnd"], 16)
@@ -347,32 +234,18 @@ class _Run:
 
     def _drain(self) -> None:
         """preStop of a worker, as the kubelet runs it: with another worker there, no replica is left behind."""
-        if len(self._workers) < 2:
+        if len(self._cluster.workers) < 2:
             return
         began_s = time.monotonic()
-        _, container, manifest = self._workers[0]
-        command = manifest["lifecycle"]["preStop"]["exec"]["command"]
-        drained = container.execute(command, timeout_s=120)
+        worker = self._cluster.workers[0]
+        command = worker.manifest["lifecycle"]["preStop"]["exec"]["command"]
+        drained = worker.container.execute(command, timeout_s=120)
         self.figures["prestop_exit_code"] = drained.returncode
         self.figures["prestop_s"] = time.monotonic() - began_s
         if drained.returncode != 0:
             self._note(f"preStop: {drained.stderr.strip()[-300:]}")
 
     # Around it
-
-    def _pod(self, name: str, pod: Pod) -> LocalPod:
-        local = LocalPod(
-            name=name,
-            number=next(self._numbers),
-            spec=pod.spec,
-            overlay=self._overlay,
-            folder=self._folder / name,
-            secrets=self._secrets,
-            shared=self._claims,
-        )
-        local.start()
-        self._pods.append(local)
-        return local
 
     def _make_payloads(self) -> None:
         """As the Dockerfile makes them, by its own words."""
@@ -384,26 +257,9 @@ class _Run:
         words = [*shlex.split(made[1]), str(self._payloads / Path(made[2]).name)]
         made_s = time.monotonic()
         subprocess.run(
-            [sys.executable, *words], cwd=ROOT, stdout=subprocess.DEVNULL, check=True, timeout=START_TIMEOUT_S
+            [sys.executable, *words], cwd=ROOT, stdout=subprocess.DEVNULL, check=True, timeout=PAYLOADS_TIMEOUT_S
         )
         self._note(f"payloads are made ({time.monotonic() - made_s:.0f} s)")
-
-    def _until(self, true: Callable[[], bool], otherwise: str | Callable[[], str]) -> None:
-        deadline_s = time.monotonic() + START_TIMEOUT_S
-        while not true():
-            for local, container, _ in self._workers:
-                if container.process.poll() is not None:
-                    raise RuntimeError(f"{local.name} ended: {container.last_words()}")
-            if time.monotonic() > deadline_s:
-                what = otherwise if isinstance(otherwise, str) else otherwise()
-                raise RuntimeError(f"{what} within {START_TIMEOUT_S:.0f} s; {self._words_of_head()}")
-            time.sleep(0.5)
-
-    def _words_of_head(self) -> str:
-        log = self._folder / "head" / "container-ray-head"
-        texts = [(log / name).read_text(errors="replace") for name in ("errors", "log") if (log / name).is_file()]
-        lines = [line for line in "\n".join(texts).splitlines() if line.strip()]
-        return " / ".join(lines[-4:])[-600:]
 
     def _report(self) -> int:
         bounds: dict[str, Bound] = {
@@ -423,16 +279,12 @@ class _Run:
             bounds["uid"] = ("==", 1000)
         else:
             self._note("not root: user 1000 does not exist in this user namespace, and pods run as its only user")
-        if len(self._workers) > 1:
+        if len(self._cluster.workers) > 1:
             bounds["prestop_exit_code"] = ("==", 0)
         if self._options.json:
             print(json.dumps({"figures": self.figures, **self.facts}, indent=2))
         command = ["python", "-m", "k8s.local_e2e", *sys.argv[1:]]
         return report("k8s-local-e2e", self.figures, bounds, command=command, to_stderr=self._options.json)
-
-
-def _has_started(container: LocalContainer) -> bool:
-    return "Ray runtime started" in container.output()
 
 
 def _with_shorter_fleet(overlay: Overlay, seconds: float) -> Overlay:
@@ -442,39 +294,6 @@ def _with_shorter_fleet(overlay: Overlay, seconds: float) -> Overlay:
             text = document["data"]["scenario.yaml"]
             document["data"]["scenario.yaml"] = re.sub(r"(?m)^duration_s: .*$", f"duration_s: {seconds:g}", text)
     return Overlay(name=overlay.name, documents=tuple(documents))
-
-
-def _made_up_secrets() -> dict[str, dict[str, str]]:
-    """As the README makes them by hand."""
-    from serve_app.tokens import entry_line, new_token
-
-    token = new_token()
-    return {
-        "ray-auth": {"auth_token": secrets.token_hex(32)},
-        "client-tokens": {"tokens.yaml": entry_line("load", token)},
-        "load-token": {"token": token},
-    }
-
-
-def _call(url: str, token: str, *, body: bytes | None = None) -> dict[str, Any] | None:
-    """GET or PUT with Ray's token; None where nobody answers yet."""
-    headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
-    request = urllib.request.Request(url, data=body, headers=headers, method="PUT" if body else "GET")
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(request, timeout=30) as answer:
-            text = answer.read()
-    except urllib.error.HTTPError as error:
-        if error.code < 500:
-            raise RuntimeError(f"the dashboard says {error.code}: {error.read()[:300]!r}") from None
-        return None
-    except OSError:
-        return None
-    try:
-        said = json.loads(text or b"{}")
-    except ValueError:
-        return {}
-    return said if isinstance(said, dict) else {}
 
 
 def _json_of(text: str) -> dict[str, Any] | None:
