@@ -56,7 +56,9 @@ def recorded(folder: Path) -> list[dict[str, object]]:
 def test_the_demo_compares_three_modes_and_leaves_only_its_records(tmp_path):
     with demo(tmp_path, "--images", str(IMAGES), "--json") as child:
         out, err = child.communicate(timeout=300)
+    # 1 may be a bound that a busy machine missed; without its figures it is a failure.
     assert child.returncode in (0, 1), err
+    assert out, err
     result = json.loads(out)
     latest = json.loads((tmp_path / "runs/latest/demo.json").read_text())
     bounds = {name: tuple(bound) for name, bound in latest["bounds"].items()}
