@@ -68,6 +68,7 @@ class ServerModel:
         self._times = {name: BatchTimes(by_rows) for name, by_rows in profile.batch_s.items()}
         self._any = self._times.get(_ANY, next(iter(self._times.values())))
         self._full_batch_s: dict[str, float] = {}
+        self._medians_s: dict[tuple[str, int], float] = {}
         scaling = profile.autoscaling
         count = scaling.min_replicas if scaling else profile.replicas
         self._replicas = [_Replica() for _ in range(count)]
@@ -121,7 +122,9 @@ class ServerModel:
         """One replica is gone with what was inside, and another one answers after a while."""
         if self._replicas:
             self._lose(self._replicas.pop(0))
-            self._clock.at(self._clock.now_s() + back_after_s, self._join, None)
+            # It counts as one that is starting, so that the autoscaler needs no other one for it.
+            self._starting += 1
+            self._clock.at(self._clock.now_s() + back_after_s, self._started)
 
     def _lose(self, replica: _Replica) -> None:
         replica.alive = False
@@ -149,9 +152,17 @@ class ServerModel:
             return 0.0
         full_s = self._full_batch_s.get(split_point)
         if full_s is None:
-            full_s = self._times.get(split_point, self._any).seconds(self._profile.max_batch, 0.5)
+            full_s = self._median_s(split_point, self._profile.max_batch) + self._profile.turnaround_s
             self._full_batch_s[split_point] = full_s
         return max(0.0, replica.busy_until_s - now_s) + batches * full_s
+
+    def _median_s(self, split_point: str, rows: int) -> float:
+        """What a batch usually takes."""
+        seconds = self._medians_s.get((split_point, rows))
+        if seconds is None:
+            seconds = self._times.get(split_point, self._any).seconds(rows, 0.5)
+            self._medians_s[split_point, rows] = seconds
+        return seconds
 
     def _begin(self, replica: _Replica) -> None:
         """Begin the batch that is closed already, or else the one whose first request has the earliest deadline."""
@@ -172,22 +183,29 @@ class ServerModel:
         if self._ahead_s:
             self._clock.at(max(now_s, now_s + took_s - self._ahead_s), self._close, (replica, batch))
 
-    def _take(self, replica: _Replica, now_s: float) -> list[_Waiting]:
-        """The batch whose first request has the earliest deadline, out of its queue; empty where nobody waits."""
-        queue = None
-        for each in replica.queues.values():
-            while each and each[0].deadline_s <= now_s:
-                each.popleft()
-                replica.pending -= 1
-            if each and (queue is None or each[0].deadline_s < queue[0].deadline_s):
-                queue = each
+    def _take(self, replica: _Replica, starts_s: float) -> list[_Waiting]:
+        """The batch whose first request has the earliest deadline, out of its queue; empty where nobody waits.
+
+        As serve_app does, what would be answered after its deadline is refused now: computing it helps nobody, and
+        makes those behind it late too.
+        """
         batch: list[_Waiting] = []
-        while queue and len(batch) < self._profile.max_batch:
-            waiting = queue.popleft()
-            if waiting.deadline_s > now_s:
-                batch.append(waiting)
-            else:
-                replica.pending -= 1
+        while not batch:
+            queue = None
+            for each in replica.queues.values():
+                if each and (queue is None or each[0].deadline_s < queue[0].deadline_s):
+                    queue = each
+            if queue is None:
+                break
+            rows = min(len(queue), self._profile.max_batch)
+            ends_s = starts_s + self._median_s(queue[0].ask.split_point, rows)
+            while queue and len(batch) < self._profile.max_batch:
+                waiting = queue.popleft()
+                if waiting.deadline_s >= ends_s + waiting.back_s:
+                    batch.append(waiting)
+                else:
+                    replica.pending -= 1
+                    self._clock.keep(waiting.promise, Refused("server_rejected", MIN_RETRY_AFTER_S))
         return batch
 
     def _close(self, what: tuple[_Replica, list[_Waiting]]) -> None:
@@ -205,7 +223,7 @@ class ServerModel:
         rows = max(1, min(waiting, self._profile.max_batch))
         due_s = replica.busy_until_s - self._profile.lead_s - rows * self._profile.decode_s
         if waiting and due_s <= self._clock.now_s():
-            replica.closed = self._take(replica, self._clock.now_s())
+            replica.closed = self._take(replica, replica.busy_until_s + self._profile.turnaround_s)
         return due_s
 
     def _end(self, what: tuple[_Replica, list[_Waiting], float]) -> None:
@@ -217,8 +235,8 @@ class ServerModel:
         replica.pending -= len(batch)
         replica.running = []
         for each in batch:
-            if each.promise.waiter is None:
-                # Whoever asked gave up.
+            if each.promise.waiter is None or clock.now_s() + each.back_s > each.deadline_s:
+                # Whoever asked gave up, or will before the answer is back.
                 continue
             queue_s = began_s - each.arrived_s
             self._report(queue_s)
@@ -240,13 +258,10 @@ class ServerModel:
     def _report(self, wait_s: float) -> None:
         self._reported_wait_s += _SMOOTHING * (wait_s - self._reported_wait_s)
 
-    def _join(self, argument: Any) -> None:
-        self._replicas.append(_Replica())
-        self.most_replicas = max(self.most_replicas, len(self._replicas))
-
     def _started(self, argument: Any) -> None:
         self._starting -= 1
-        self._join(argument)
+        self._replicas.append(_Replica())
+        self.most_replicas = max(self.most_replicas, len(self._replicas))
 
     async def _scale(self) -> None:
         scaling = self._profile.autoscaling

@@ -123,9 +123,14 @@ def test_a_batch_has_one_split_point_and_the_earliest_deadline_goes_first():
 
 
 @settings(max_examples=30)
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=60), st.floats(0.02, 0.3))
-def test_everyone_hears_something_by_the_deadline(moments, patience_s):
-    world = World()
+@given(
+    st.lists(st.floats(0, 1), min_size=1, max_size=60),
+    st.floats(0.02, 0.3),
+    st.lists(st.floats(0, 0.4), min_size=1, max_size=3).map(sorted),
+    st.sampled_from([0.0, 0.004]),
+)
+def test_everyone_hears_something_by_the_deadline(moments, patience_s, overhead_s, turnaround_s):
+    world = World(profile(overhead_s=overhead_s, turnaround_s=turnaround_s, batch_s={"*": {1: [0.01, 0.2], 16: [0.3]}}))
     for at_s in moments:
         world.send(at_s, until_s=at_s + patience_s)
     seen = world.run()
@@ -185,6 +190,35 @@ def test_a_killed_replica_is_replaced():
         world.clock.at(at_s, lambda _: counts.append(world.server.replicas))
     world.run()
     assert counts == [2, 1, 2]
+
+
+def test_an_answer_that_would_be_back_too_late_is_none_at_the_deadline():
+    world = World(profile(overhead_s=[0.4], batch_s={"*": {1: [0.1, 0.1, 0.3]}}))
+    for at_s in range(20):
+        world.send(at_s, until_s=at_s + 0.55)
+    seen = world.run()
+    late = [ended_s - at_s for at_s, ended_s, outcome in seen if outcome is None]
+    assert late
+    assert late == pytest.approx([0.55] * len(late))
+    assert any(isinstance(outcome, Served) for *_, outcome in seen)
+
+
+@pytest.mark.parametrize("turnaround", [0.0, 0.003, 0.006])
+def test_twice_the_capacity_is_answered_at_the_capacity(turnaround):
+    world = World(profile(turnaround_s=turnaround, batch_s={"*": {1: [0.0066], 16: [0.0456]}}, max_pending=192))
+    capacity = 16 / (0.0456 + turnaround)
+    for number in range(round(2 * capacity * 10)):
+        world.send(number / (2 * capacity), until_s=number / (2 * capacity) + 0.25)
+    served = sum(isinstance(outcome, Served) for *_, outcome in world.run())
+    assert served / 10 > 0.95 * capacity
+
+
+def test_a_replica_that_comes_back_is_none_too_many_for_the_autoscaler():
+    scaling = Autoscaling(min_replicas=1, max_replicas=1, upscale_delay_s=2, start_s=3)
+    world = World(profile(autoscaling=scaling.model_dump()))
+    world.clock.at(1.0, lambda _: world.server.kill_replica(back_after_s=20.0))
+    world.run(until_s=60)
+    assert world.server.most_replicas == world.server.replicas == 1
 
 
 def test_a_damaged_frame_is_refused_for_good():
