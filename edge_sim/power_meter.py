@@ -28,15 +28,25 @@ class Power:
     tail_w: float = 0.0
 
 
-class PowerMeter:
-    """Counts one device's joules. Times handed over never go back."""
+# Spans of time that are paid for and not forgotten yet: more than requests of one device can lie beside each other.
+_MOST_SPANS = 512
 
-    __slots__ = ("_left_j", "_power", "_tail_until_s", "spent_j")
+
+class PowerMeter:
+    """Counts one device's joules. Computing and sending are told in the order in which they happen.
+
+    Powers are those of the whole device: where it computes or sends for one request, another one that waits meanwhile
+    does not pay for waiting.
+    """
+
+    __slots__ = ("_left_j", "_paid", "_power", "_tail_until_s", "spent_j")
 
     def __init__(self, power: Power, *, battery_j: float | None = None) -> None:
         self._power = power
         self._left_j = battery_j
         self._tail_until_s = 0.0
+        self._paid: list[tuple[float, float]] = []
+        """Spans, in order and apart from each other."""
         self.spent_j = 0.0
 
     @property
@@ -49,8 +59,9 @@ class PowerMeter:
         """What is left of the battery, 0..1; 1 from the mains."""
         return 1.0 if self._left_j is None else max(0.0, 1.0 - self.spent_j / self._left_j)
 
-    def compute(self, seconds: float) -> float:
-        """Joules of so many seconds of the processor."""
+    def compute(self, start_s: float, seconds: float) -> float:
+        """Joules of so many seconds of the processor, from `start_s` on."""
+        self._pay(start_s, start_s + seconds)
         return self._spend(self._power.compute_w * seconds)
 
     def send(self, start_s: float, seconds: float, size_bytes: int) -> float:
@@ -59,6 +70,7 @@ class PowerMeter:
             return 0.0
         power = self._power
         end_s = start_s + seconds
+        self._pay(start_s, end_s)
         joules = power.radio_base_w * seconds + power.radio_w_per_mbit_s * size_bytes * 8e-6
         if power.tail_s:
             # Of the tail before, what is paid for already: less where this transfer lies in it.
@@ -68,9 +80,9 @@ class PowerMeter:
             self._tail_until_s = max(self._tail_until_s, end_s + power.tail_s)
         return self._spend(joules)
 
-    def idle(self, seconds: float) -> float:
-        """Joules of waiting."""
-        return self._spend(self._power.idle_w * seconds)
+    def idle(self, from_s: float, until_s: float) -> float:
+        """Joules of waiting in this time, as far as it was not paid for yet, by whatever request."""
+        return self._spend(self._power.idle_w * self._pay(from_s, until_s))
 
     def fill(self, view: View, *, now_s: float) -> None:
         """Tell a policy."""
@@ -82,6 +94,28 @@ class PowerMeter:
         left_s = min(power.tail_s, max(0.0, self._tail_until_s - now_s))
         view.tail_j = power.tail_w * (power.tail_s - left_s)
         view.battery_share = self.battery_share
+
+    def _pay(self, from_s: float, until_s: float) -> float:
+        """Seconds of this time that were not paid for; all of it is now."""
+        paid = self._paid
+        new_s = until_s - from_s
+        if new_s <= 0:
+            return 0.0
+        at = len(paid)
+        # Most lies at the end, or behind it.
+        while at and paid[at - 1][1] >= from_s:
+            at -= 1
+        end = at
+        first_s, last_s = from_s, until_s
+        while end < len(paid) and paid[end][0] <= until_s:
+            start_s, stop_s = paid[end]
+            new_s -= min(stop_s, until_s) - max(start_s, from_s)
+            first_s, last_s = min(first_s, start_s), max(last_s, stop_s)
+            end += 1
+        paid[at:end] = [(first_s, last_s)]
+        if len(paid) > _MOST_SPANS:
+            del paid[: _MOST_SPANS // 2]
+        return max(0.0, new_s)
 
     def _spend(self, joules: float) -> float:
         self.spent_j += joules

@@ -7,6 +7,7 @@ link) is another class with the same two methods.
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -109,7 +110,12 @@ class HttpTransport:
         headers = dict(request.headers)
         if self._token is not None:
             headers["authorization"] = f"Bearer {self._token}"
-        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(timeout_s, CONNECT_TIMEOUT_S))
+        timeout = aiohttp.ClientTimeout(
+            total=timeout_s,
+            sock_connect=min(timeout_s, CONNECT_TIMEOUT_S),
+            # By default aiohttp rounds 5 s and more up to a whole second, which would be after the deadline.
+            ceil_threshold=math.inf,
+        )
         try:
             async with self._open_session().request(
                 request.method,

@@ -202,7 +202,8 @@ class EdgeWorker:
                 began_s = self._clock.now_s()
                 expected_s = latency_s(self._view, option) - self._view.send_bias_s
                 await self._process(request, option, item)
-                if request.outcome != DROPPED:
+                # What was given up before it was sent says nothing of asking.
+                if request.outcome in (ANSWERED, LOCALLY) or request.attempts:
                     now_s = self._clock.now_s()
                     self._bias.learn(now_s=now_s, expected_s=expected_s, took_s=now_s - began_s)
         finally:
@@ -232,9 +233,6 @@ class EdgeWorker:
         deadline_s = request.intended_s + self._conduct.deadline_s
         now_s = clock.now_s()
         size = option.sizes[item] if option.sizes else 0
-        if option.mode != DEVICE_ONLY and not self._may_send(size, now_s):
-            request.reason = "upload_limit"
-            return
         if option.mode == DEVICE_ONLY:
             await self._finish_here(request, option.head_s, deadline_s, item, whole=True)
             return
@@ -249,9 +247,14 @@ class EdgeWorker:
             if end_s > deadline_s:
                 request.outcome, request.reason = GAVE_UP, "deadline"
                 return
+        # Only what will be sent is held against the limit, and before anything is computed for it.
+        if not self._may_send(size, now_s):
+            request.reason = "upload_limit"
+            return
+        if option.head_s > 0:
             start_s, end_s = device.compute(now_s, option.head_s)
             request.wait_s, request.head_s = start_s - now_s, end_s - start_s
-            request.compute_j += self._power.compute(end_s - start_s)
+            request.compute_j += self._power.compute(start_s, end_s - start_s)
             body = await self._computed(option.index, item, start_s, end_s)
         else:
             body = None
@@ -277,6 +280,9 @@ class EdgeWorker:
                 return False
             if link.is_down(now_s):
                 request.reason = "link_down"
+                return False
+            if request.attempts and not self._may_send(size, now_s):
+                # What refused it the first time stays the reason.
                 return False
             up = link.deliver_up(now_s, size)
             request.attempts += 1
@@ -359,7 +365,7 @@ class EdgeWorker:
         start_s, end_s = device.compute(now_s, seconds)
         request.wait_s += start_s - now_s
         request.local_s = end_s - start_s
-        request.compute_j += self._power.compute(end_s - start_s)
+        request.compute_j += self._power.compute(start_s, end_s - start_s)
         if whole:
             await self._computed(choices.whole.index, item, start_s, end_s)
         else:
@@ -399,14 +405,13 @@ class EdgeWorker:
         return True
 
     def _end(self, request: Request, option: PlanOption) -> None:
-        total_s = self._clock.now_s() - request.intended_s
-        request.total_s = total_s
+        now_s = self._clock.now_s()
+        total_s = request.total_s = now_s - request.intended_s
         conduct = self._conduct
         if request.outcome == ANSWERED or request.outcome == LOCALLY:
             request.in_time = total_s <= conduct.deadline_s
         if request.outcome != DROPPED or request.attempts:
-            busy_s = request.head_s + request.local_s + request.up_s + request.up_loss_s
-            request.idle_j = self._power.idle(max(0.0, total_s - busy_s))
+            request.idle_j = self._power.idle(request.intended_s, now_s)
         self._writer.write(
             self._who, self._how[id(option)] if id(option) in self._how else self._other(option), request
         )

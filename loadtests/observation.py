@@ -51,7 +51,9 @@ class Observation:
             return False
         first, last = np.median(self.latencies_s[:fifth]), np.median(self.latencies_s[-fifth:])
         middle = np.median(self.latencies_s[2 * fifth : 3 * fifth])
-        return bool(last > _GROWTH * first and last > middle > first)
+        # Equal where both stand for what was never answered.
+        grows_on = last > middle or middle == last == np.inf
+        return bool(last > _GROWTH * first and grows_on and middle > first)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

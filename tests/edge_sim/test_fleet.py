@@ -198,6 +198,32 @@ def test_an_upload_limit_drops_what_exceeds_it(tmp_path):
     assert sent <= 0.04e6 * 31
 
 
+def test_what_is_not_sent_is_not_held_against_the_limit(tmp_path):
+    faults = [{"kind": "link_down", "group": "g", "at_s": 0, "for_s": 60}]
+    rows = simulate(scenario(group(upload_limit_mbit_s=0.32), faults=faults), tmp_path / "run")
+    assert set(outcomes(rows, "outcome")) == {"answered_locally"}
+
+
+def test_what_is_sent_again_is_held_against_the_limit_too(tmp_path):
+    often = {"kind": "poisson", "rate_per_s": 6.0}
+    half = {"kind": "fixed", "split_point": "half", "codec": "u4+lz4"}
+    crowd = group(upload_limit_mbit_s=0.16, count=8, policy=half, arrivals=often, max_in_flight=6)
+    busy = {"source": "assumed", "overhead_s": [0.0], "batch_s": {"*": {1: [0.4]}}, "max_pending": 1}
+    rows = simulate(scenario(crowd, server={"profiles": {"toy": busy}}), tmp_path / "run")
+    assert max(row["attempts"] for row in rows) > 1
+    for device in {row["device"] for row in rows}:
+        assert sum(row["up_bytes"] for row in rows if row["device"] == device) <= 0.02e6 * 31
+
+
+def test_a_device_that_computes_all_the_time_pays_for_no_waiting(tmp_path):
+    often = {"kind": "periodic", "rate_per_s": 20.0}
+    always = group(arrivals=often, policy={"kind": "device_only"}, count=1, max_in_flight=4)
+    rows = simulate(scenario(always), tmp_path / "run")
+    joules = sum(row["compute_j"] + row["radio_j"] + row["idle_j"] for row in rows)
+    last_s = max(row["intended_s"] + row["total_s"] for row in rows)
+    assert joules <= POWER.compute_w * last_s + 1e-3
+
+
 def test_a_battery_ends(tmp_path):
     rows = simulate(scenario(group(battery_wh=0.001, count=1)), tmp_path / "run")
     assert rows[-1]["reason"] == "battery_empty"

@@ -37,8 +37,34 @@ def test_what_a_policy_hears_of_the_tail_is_what_a_transfer_then_adds():
 
 def test_a_battery_is_empty_when_it_has_given_all():
     meter = PowerMeter(POWER, battery_j=10)
-    meter.compute(1)
+    meter.compute(0, 1)
     assert (meter.battery_share, meter.is_empty) == (0.5, False)
-    meter.idle(5)
+    meter.idle(1, 6)
     assert (meter.battery_share, meter.is_empty) == (0.0, True)
     assert not PowerMeter(POWER).is_empty
+
+
+@given(
+    st.lists(
+        st.tuples(st.booleans(), st.integers(0, 60), st.integers(0, 20)),
+        min_size=1,
+        max_size=30,
+    )
+)
+def test_waiting_is_paid_once_and_only_where_the_device_does_nothing_else(spans):
+    """In whole seconds, so that a set of them is the other way to count."""
+    meter, paid = PowerMeter(POWER), set()
+    for is_idle, start, length in spans:
+        seconds = set(range(start, start + length))
+        if is_idle:
+            assert meter.idle(start, start + length) == pytest.approx(POWER.idle_w * len(seconds - paid))
+        else:
+            meter.compute(start, length)
+        paid |= seconds
+
+
+def test_a_device_that_is_never_idle_pays_for_no_waiting():
+    meter = PowerMeter(POWER)
+    for number in range(2000):
+        meter.compute(number, 1)
+        assert meter.idle(max(0, number - 3), number + 1) == 0.0
