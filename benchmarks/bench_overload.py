@@ -34,6 +34,8 @@ HALF_SENT = 1000
 HONEST_SHARE = 0.6
 BOUNDS: dict[str, Bound] = {
     "overload_goodput_over_capacity": (">=", 0.9),
+    # Else a server that overload has damaged would be judged by what is left of it.
+    "capacity_after_over_before": (">=", 0.85),
     "overload_rejects_p99_ms": ("<", 50.0),
     "overload_accepted_p99_ms": ("<=", DEADLINE_MS),
     "overload_rss_growth_share": ("<", 0.03),
@@ -156,6 +158,7 @@ def _overload_figures(measured: Overloaded) -> dict[str, float]:
     return {
         "capacity_before_per_s": measured.before_per_s,
         "capacity_after_per_s": measured.after_per_s,
+        "capacity_after_over_before": measured.after_per_s / measured.before_per_s,
         "capacity_per_s": measured.capacity_per_s,
         "overload_rate_per_s": overload.rate_per_s,
         "overload_goodput_per_s": overload.goodput_per_s,

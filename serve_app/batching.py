@@ -44,6 +44,9 @@ class Item:
     """Time after which nobody wants the answer; infinity where the sender said nothing."""
     payload: Any = None
     cancelled: bool = False
+    """Set by BatchQueue.cancel."""
+    waits: bool = False
+    """Whether it is in a queue."""
     waiter: Any = None
     """For the shell: whoever awaits the answer."""
 
@@ -63,8 +66,13 @@ class CostModel:
         """A batch of `samples` took `seconds`."""
         known = self._seconds.setdefault(key, {})
         size = _size_class(samples)
-        scaled = seconds * size / samples
-        known[size] = scaled if size not in known else known[size] + _LEARNING_RATE * (scaled - known[size])
+        expected_s = self.batch_s(key, samples) if size in known else 0.0
+        if expected_s > 0:
+            # By how much this very size was wrong: in proportion to its rows a batch of 9 would make one of 16 look as
+            # if it paid twice for what each batch pays once.
+            known[size] *= 1 + _LEARNING_RATE * (seconds / expected_s - 1)
+        else:
+            known[size] = seconds * size / samples
 
     def batch_s(self, key: Hashable, samples: int) -> float:
         """Expected seconds of a batch; 0 where nothing is known yet, so that an unknown key is let in and learnt."""
@@ -129,7 +137,15 @@ class BatchQueue:
         queue = self._queues.setdefault(item.key, _KeyQueue())
         heapq.heappush(queue.heap, (item.urgency_s, next(self._order), item))
         queue.samples += item.samples
+        item.waits = True
         self._count += 1
+
+    def cancel(self, item: Item) -> None:
+        """Nobody waits for it any more; where it still waits, its rows are no part of any batch from now on."""
+        if not item.cancelled:
+            item.cancelled = True
+            if item.waits:
+                self._queues[item.key].samples -= item.samples
 
     def most_urgent(self) -> Item | None:
         """The item that the next batch is made around; cancelled ones are forgotten on the way."""
@@ -187,7 +203,8 @@ class BatchQueue:
         """Seconds of waiting work that would run before `item`, which is not in the queue yet."""
         total_s = 0.0
         for key, queue in self._queues.items():
-            rows = sum(entry[2].samples for entry in queue.heap if entry[0] <= item.urgency_s)
+            ahead = (entry[2] for entry in queue.heap if entry[0] <= item.urgency_s)
+            rows = sum(each.samples for each in ahead if not each.cancelled)
             if key == item.key:
                 # It joins the last of these batches, or makes that one longer.
                 rows += item.samples
@@ -203,6 +220,8 @@ class BatchQueue:
 
     def _pop(self, queue: _KeyQueue) -> Item:
         item = heapq.heappop(queue.heap)[2]
-        queue.samples -= item.samples
+        item.waits = False
+        if not item.cancelled:
+            queue.samples -= item.samples
         self._count -= 1
         return item

@@ -191,7 +191,7 @@ class MicroBatcher(Generic[PayloadT, StagedT, ResultT]):
             served: Served[ResultT] = await item.waiter
             return served
         except asyncio.CancelledError:
-            item.cancelled = True
+            self._queue.cancel(item)
             raise
 
     async def drain(self) -> None:
@@ -353,7 +353,7 @@ class MicroBatcher(Generic[PayloadT, StagedT, ResultT]):
         self._log.error("the device fails for good: %s", error)
         for item in [*batch, *self._queue]:
             _fail(item, error)
-            item.cancelled = True
+            self._queue.cancel(item)
         self._on_sticky_error(error)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve_app.admission import Admission, Ticket
-from serve_app.batching import BatchKey, CostModel
+from serve_app.batching import DEFAULT_PATIENCE_S, BatchKey, CostModel
 from serve_app.micro_batcher import BatchReport, MicroBatcher
 from serve_app.model_runner import ModelRunner, Payload
 from serve_app.observer import BatchFacts, Observers, Protocols, RequestFacts
@@ -235,7 +235,9 @@ class InferenceService:
         expected_s, deadline_s = self._expected(key, call)
         entered_s = self.now_s()
         served = await self._batcher.submit(key, payload, samples=call.samples, deadline_s=deadline_s)
-        self._margin.learn(expected_s=expected_s, took_s=self.now_s() - entered_s)
+        if deadline_s - entered_s <= DEFAULT_PATIENCE_S:
+            # Who waits longer is overtaken by whoever comes later with less time: no error of the estimate.
+            self._margin.learn(expected_s=expected_s, took_s=self.now_s() - entered_s)
         call.batch_samples = served.batch_samples
         call.timings_s |= {"queue": served.queue_s, "decode": served.prepare_s, "tail": served.run_s}
         logits_NK = served.result

@@ -53,7 +53,8 @@ def test_a_battery_is_empty_when_it_has_given_all():
 )
 def test_waiting_is_paid_once_and_only_where_the_device_does_nothing_else(spans):
     """In whole seconds, so that a set of them is the other way to count."""
-    meter, paid = PowerMeter(POWER), set()
+    meter = PowerMeter(POWER)
+    paid: set[int] = set()
     for is_idle, start, length in spans:
         seconds = set(range(start, start + length))
         if is_idle:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 from hypothesis import given
@@ -70,9 +71,36 @@ def test_when_a_whole_key_has_expired_another_one_runs():
 def test_cancelled_items_are_forgotten():
     gone, stays = item(), item()
     queue = queue_of(gone, stays)
-    gone.cancelled = True
+    queue.cancel(gone)
+    queue.cancel(gone)
+    assert queue.samples(stays.key) == 1
     assert queue.most_urgent() is stays
     assert queue.take(starts_s=0, max_samples=8).batch == [stays]
+
+
+def test_cancelled_items_make_no_batch_longer():
+    cost = CostModel()
+    alive = item(deadline_s=0.05)
+    for rows, seconds in ((1, 0.01), (16, 0.1)):
+        cost.learn(alive.key, rows, seconds)
+    others = [item(deadline_s=0.06) for _ in range(15)]
+    queue = queue_of(alive, *others, cost=cost)
+    for each in others:
+        queue.cancel(each)
+    assert queue.work_before_s(item(deadline_s=1.0), max_samples=16) == pytest.approx(cost.batch_s(alive.key, 2))
+    assert queue.take(starts_s=0, max_samples=16).batch == [alive]
+
+
+@pytest.mark.parametrize(("base_s", "row_s"), [(0.08, 0.016), (0.005, 0.0001), (0.001, 0.0024)])
+def test_batches_of_odd_sizes_teach_what_a_full_one_takes(base_s, row_s):
+    cost, rng = CostModel(), random.Random(1)
+    for rows in (1, 2, 4, 8, 16):
+        cost.learn("key", rows, base_s + row_s * rows)
+    for _ in range(500):
+        rows = rng.randint(1, 16)
+        cost.learn("key", rows, (base_s + row_s * rows) * 2)
+    for rows in (6, 8, 12, 16):
+        assert cost.batch_s("key", rows) == pytest.approx(2 * (base_s + row_s * rows), rel=0.1)
 
 
 def test_a_large_item_runs_alone():
