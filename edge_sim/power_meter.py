@@ -28,8 +28,8 @@ class Power:
     tail_w: float = 0.0
 
 
-# Spans of time that are paid for and not forgotten yet: more than requests of one device can lie beside each other.
-_MOST_SPANS = 512
+# Spans of time that are paid for and not forgotten yet: more than lie within one request's time, which makes them one.
+_MOST_SPANS = 32
 
 
 class PowerMeter:
@@ -101,6 +101,11 @@ class PowerMeter:
         new_s = until_s - from_s
         if new_s <= 0:
             return 0.0
+        if not paid or from_s > paid[-1][1]:
+            paid.append((from_s, until_s))
+            if len(paid) > _MOST_SPANS:
+                del paid[: _MOST_SPANS // 2]
+            return new_s
         at = len(paid)
         # Most lies at the end, or behind it.
         while at and paid[at - 1][1] >= from_s:
@@ -113,8 +118,8 @@ class PowerMeter:
             first_s, last_s = min(first_s, start_s), max(last_s, stop_s)
             end += 1
         paid[at:end] = [(first_s, last_s)]
-        if len(paid) > _MOST_SPANS:
-            del paid[: _MOST_SPANS // 2]
+        if len(paid) > 2 * _MOST_SPANS:
+            del paid[:_MOST_SPANS]
         return max(0.0, new_s)
 
     def _spend(self, joules: float) -> float:
