@@ -119,9 +119,13 @@ def main() -> int:
             partial(_ours, name=TWO, replicas=2),
         ]
         if not options.without_peers:
-            peers = (_ray_batch, _litserve)
-            groups += [partial(peer, tail=tail) for peer in peers for tail in (JUST_IN_TIME, OURS)]
-            groups += [partial(_litserve, tail=JUST_IN_TIME, workers=2), _uvicorn]
+            groups += [partial(_ray_batch, tail=tail) for tail in (JUST_IN_TIME, OURS)]
+            groups += [
+                partial(_litserve, name=LIT, tail=JUST_IN_TIME),
+                partial(_litserve, name=LIT_OUR_TAIL, tail=OURS),
+                partial(_litserve, name=LIT_TWO, tail=JUST_IN_TIME, workers=2),
+                _uvicorn,
+            ]
         with progress_bar() as bar:
             task = bar.add_task("measuring", total=len(groups) * options.rounds)
             for group in groups:
@@ -178,14 +182,13 @@ def _uvicorn(started: contextlib.ExitStack, logs: Path) -> list[System]:
     return [started.enter_context(plain(UVICORN, "benchmarks.serving.peer_uvicorn", log=logs / "uvicorn.log"))]
 
 
-def _litserve(started: contextlib.ExitStack, logs: Path, *, tail: str, workers: int = 1) -> list[System]:
+def _litserve(started: contextlib.ExitStack, logs: Path, *, name: str, tail: str, workers: int = 1) -> list[System]:
     folder = litserve_path()
     if folder is None:
         print("LitServe cannot be installed here; it is left out", file=sys.stderr)
         return []
     module = "benchmarks.serving.peer_litserve"
     log = logs / "litserve.log"
-    name = LIT_TWO if workers == 2 else LIT if tail == JUST_IN_TIME else LIT_OUR_TAIL
     environment = {TAIL: tail, "LITSERVE_WORKERS": str(workers)}
     peer = plain(name, module, log=log, path="/predict", pythonpath=folder, environment=environment)
     return [started.enter_context(peer)]

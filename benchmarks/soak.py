@@ -13,10 +13,13 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 from benchmarks.chaos import PATH, config_of, frames_and_answers
 from benchmarks.serving.http_load import LoadResult, open_loop, poisson_arrivals_s, request_bytes
+from benchmarks.serving.process_stats import ProcessUse
 from benchmarks.serving.systems import processes_of, ray_serve
 from edge_sim.server_process import HOST
 from split_inference.figures import Bound, report
@@ -24,8 +27,8 @@ from split_inference.inputs import read_inputs
 from split_inference.model_catalog import EMBEDDED_FOLDER, EMBEDDED_URI
 from split_inference.wire import FRAME_MEDIA_TYPE
 
-Memory = dict[str, list[tuple[float, int]]]
-"""By process: seconds since the beginning, and bytes."""
+Looks = list[tuple[float, ProcessUse]]
+"""At one process: seconds since the beginning, and what it used."""
 RATE_PER_S = 120.0
 LOOK_EVERY_S = 5.0
 # Smaller processes grow by as much as one page of a log buffer.
@@ -45,8 +48,7 @@ def main() -> int:
     seconds = 60 * options.minutes
     logs = Path("runs/soak")
     logs.mkdir(parents=True, exist_ok=True)
-    memory: Memory = defaultdict(list)
-    own: Memory = defaultdict(list)
+    seen: dict[str, Looks] = defaultdict(list)
     with ray_serve("soak", config_of(EMBEDDED_URI), log=logs / "serve.log") as server:
         server.wait_until_ready(PATH, timeout_s=180)
         results: list[LoadResult] = []
@@ -69,20 +71,16 @@ def main() -> int:
         while thread.is_alive():
             now_s = time.monotonic() - began_s
             for pid, use in processes_of(server).items():
-                name = f"{pid} {use.name[:60]}"
-                memory[name].append((now_s, use.resident_bytes))
-                own[name].append((now_s, use.own_bytes))
+                seen[f"{pid} {use.name[:60]}"].append((now_s, use))
             print(f"\r{now_s / 60:.1f} of {options.minutes:g} minutes", end="", file=sys.stderr)
             time.sleep(LOOK_EVERY_S)
         thread.join()
     print(file=sys.stderr)
-    growth = _growth(memory, seconds)
-    for name, share in sorted(growth.items(), key=lambda each: -each[1])[:8]:
-        ends = [_ends(series[name], seconds) for series in (memory, own)]
-        (first, last), (own_first, own_last) = [pair or (0, 0) for pair in ends]
+    grown = [growth for name, looks in seen.items() if (growth := _growth(name, looks, seconds))]
+    for each in sorted(grown, key=lambda each: -each.share)[:8]:
         print(
-            f"{100 * share:+6.2f} %  {last / 1e6:7.1f} MB, {(last - first) / 1e6:+.1f} MB, "
-            f"of them {(own_last - own_first) / 1e6:+.1f} MB neither shared nor a file's  {name}"
+            f"{100 * each.share:+6.2f} %  {each.last / 1e6:7.1f} MB, {(each.last - each.first) / 1e6:+.1f} MB, "
+            f"of them {each.own / 1e6:+.1f} MB neither shared nor a file's  {each.name}"
         )
     statuses: dict[int, int] = defaultdict(int)
     for result in results:
@@ -91,8 +89,8 @@ def main() -> int:
     print(f"answers other than 200: {dict(statuses)} (400 and 409 were asked for)")
     figures = {
         "minutes": options.minutes,
-        "processes": len(growth),
-        "largest_growth_share": max(growth.values(), default=float("nan")),
+        "processes": len(grown),
+        "largest_growth_share": max((each.share for each in grown), default=float("nan")),
         "unexpected_statuses": sum(count for status, count in statuses.items() if status not in (400, 409)),
         "generator_unsent": sum(result.unsent for result in results),
     }
@@ -113,18 +111,36 @@ def _requests() -> list[bytes]:
     return made
 
 
-def _growth(memory: Memory, seconds: float) -> dict[str, float]:
-    pairs = {name: _ends(series, seconds) for name, series in memory.items()}
-    return {name: pair[1] / pair[0] - 1 for name, pair in pairs.items() if pair and pair[0] > SMALL_BYTES}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Growth:
+    """Bytes of one process: medians of the first minute after warming up and of the last one."""
+
+    name: str
+    first: float
+    last: float
+    own: float
+    """By which what is neither shared nor a file's grew."""
+
+    @property
+    def share(self) -> float:
+        return self.last / self.first - 1
 
 
-def _ends(series: list[tuple[float, int]], seconds: float) -> tuple[float, float] | None:
-    """Medians of the first minute after warming up and of the last one; None for what was not there in both."""
+def _growth(name: str, looks: Looks, seconds: float) -> _Growth | None:
+    """None for a process that is small, or was not there in both minutes."""
     settled_s = seconds / 6
     span_s = min(60.0, seconds / 6)
-    first = [size for at_s, size in series if settled_s <= at_s < settled_s + span_s]
-    last = [size for at_s, size in series if at_s >= seconds - span_s]
-    return (statistics.median(first), statistics.median(last)) if first and last else None
+    first = [use for at_s, use in looks if settled_s <= at_s < settled_s + span_s]
+    last = [use for at_s, use in looks if at_s >= seconds - span_s]
+    if not first or not last:
+        return None
+    resident, own = (
+        [statistics.median(map(size, uses)) for uses in (first, last)]
+        for size in (attrgetter("resident_bytes"), attrgetter("own_bytes"))
+    )
+    if resident[0] <= SMALL_BYTES:
+        return None
+    return _Growth(name=name, first=resident[0], last=resident[1], own=own[1] - own[0])
 
 
 if __name__ == "__main__":

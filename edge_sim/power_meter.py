@@ -101,13 +101,8 @@ class PowerMeter:
         new_s = until_s - from_s
         if new_s <= 0:
             return 0.0
-        if not paid or from_s > paid[-1][1]:
-            paid.append((from_s, until_s))
-            if len(paid) > _MOST_SPANS:
-                del paid[: _MOST_SPANS // 2]
-            return new_s
         at = len(paid)
-        # Most lies at the end, or behind it.
+        # Most of it lies behind all others, or overlaps the last one.
         while at and paid[at - 1][1] >= from_s:
             at -= 1
         end = at
@@ -118,8 +113,8 @@ class PowerMeter:
             first_s, last_s = min(first_s, start_s), max(last_s, stop_s)
             end += 1
         paid[at:end] = [(first_s, last_s)]
-        if len(paid) > 2 * _MOST_SPANS:
-            del paid[:_MOST_SPANS]
+        if len(paid) > _MOST_SPANS:
+            del paid[: _MOST_SPANS // 2]
         return max(0.0, new_s)
 
     def _spend(self, joules: float) -> float:

@@ -67,7 +67,6 @@ class ServerModel:
         self._ahead_s = profile.lead_s + profile.max_batch * profile.decode_s
         self._times = {name: BatchTimes(by_rows) for name, by_rows in profile.batch_s.items()}
         self._any = self._times.get(_ANY, next(iter(self._times.values())))
-        self._full_batch_s: dict[str, float] = {}
         self._medians_s: dict[tuple[str, int], float] = {}
         scaling = profile.autoscaling
         count = scaling.min_replicas if scaling else profile.replicas
@@ -147,14 +146,12 @@ class ServerModel:
             self._close_if_due(replica)
 
     def _expected_wait_s(self, replica: _Replica, split_point: str, now_s: float) -> float:
-        batches = replica.pending // self._profile.max_batch
+        most = self._profile.max_batch
+        batches = replica.pending // most
         if not replica.running and not batches:
             return 0.0
-        full_s = self._full_batch_s.get(split_point)
-        if full_s is None:
-            full_s = self._median_s(split_point, self._profile.max_batch) + self._profile.turnaround_s
-            self._full_batch_s[split_point] = full_s
-        return max(0.0, replica.busy_until_s - now_s) + batches * full_s
+        each_s = self._median_s(split_point, most) + self._profile.turnaround_s
+        return max(0.0, replica.busy_until_s - now_s) + batches * each_s
 
     def _median_s(self, split_point: str, rows: int) -> float:
         """What a batch usually takes."""

@@ -78,13 +78,6 @@ def become(plan: Mapping[str, Any]) -> None:
     root.mkdir()
     _mount("-t", "tmpfs", "-o", "mode=755,size=64m", "tmpfs", str(root))
     _system(root)
-    programs = sorted({Path(sys.base_prefix), Path(sys.prefix), ROOT})
-    volumes = [Path(mount["to"]) for mount in plan["mounts"]]
-    # A checkout below /tmp would be hidden by the pod's own /tmp, and comes after it.
-    hidden = [tree for tree in programs if any(tree.is_relative_to(volume) for volume in volumes)]
-    for tree in programs:
-        if tree not in hidden:
-            _bind(tree, root / tree.relative_to("/"), read_only=True)
     work = root / "opt" / "split-inference"
     for name in ("tails", "payloads"):
         (work / name).mkdir(parents=True)
@@ -94,16 +87,16 @@ def become(plan: Mapping[str, Any]) -> None:
     account = f"pod:x:{plan['user']}:{plan['group']}::/nonexistent:/usr/sbin/nologin\n"
     (root / "etc" / "passwd").write_text(f"root:x:0:0:root:/root:/bin/sh\n{account}")
     (root / "etc" / "group").write_text(f"root:x:0:\npod:x:{plan['group']}:\n")
-    # A mount below another one comes after it.
-    for mount in sorted(plan["mounts"], key=lambda each: len(each["to"])):
+    trees = {str(tree) for tree in (Path(sys.base_prefix), Path(sys.prefix), ROOT)}
+    programs = [{"from": tree, "to": tree, "read_only": True} for tree in trees]
+    # A mount below another one comes after it: a checkout below /tmp, too.
+    for mount in sorted([*programs, *plan["mounts"]], key=lambda each: len(each["to"])):
         to = root / mount["to"].lstrip("/")
         if "memory_bytes" in mount:
             to.mkdir(parents=True, exist_ok=True)
             _mount("-t", "tmpfs", "-o", f"mode=1777,size={mount['memory_bytes']}", "tmpfs", str(to))
         else:
             _bind(Path(mount["from"]), to, read_only=mount["read_only"])
-    for tree in hidden:
-        _bind(tree, root / tree.relative_to("/"), read_only=True)
     raise_open_files()
     if plan["read_only"]:
         _mount("-o", "remount,ro,bind", str(root))

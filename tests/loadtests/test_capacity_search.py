@@ -148,6 +148,13 @@ def test_a_server_that_refuses_is_bound_by_its_refusals():
     assert found.rate_per_s == pytest.approx(50 / 0.99, rel=0.05)
 
 
+@pytest.mark.parametrize(("answered", "grows"), [(1.0, True), (0.7, True), (0.35, True), (0.0, False)])
+def test_a_queue_grows_also_where_most_of_it_is_never_answered(answered, grows):
+    arrivals_s = np.arange(1000) / 100
+    latencies_s = np.where(np.arange(1000) < 1000 * answered, 0.01 + arrivals_s, np.inf)
+    assert observation(arrivals_s, latencies_s, 100).is_growing is grows
+
+
 def test_a_queue_that_grows_is_over_whatever_else_is_said():
     def measure(rate_per_s, seconds, seed):
         rng = np.random.default_rng(seed)
