@@ -1,5 +1,8 @@
 """Faults under load: a killed replica, a killed HAProxy, a removed node, replaced weights. No wrong answer, no hang.
 
+Weights are replaced twice: by `user_config`, as operators should, and back by `args`, which restarts every replica. For
+the second there is no bound: it takes the starts of all replicas, one after the other.
+
 A Serve application with two replicas of the embedded model on a Ray cluster of four nodes, all on this machine, under a
 steady load that compares every answer with the reference. After each fault: which answers were wrong (none may be),
 which errors came and how long after the fault, and how long it took until all replicas were ready again, by Serve's own
@@ -168,8 +171,14 @@ def frames_and_answers(uri: str) -> tuple[list[bytes], list[int]]:
     return frames, answers
 
 
-def config_of(uri: str, *, resources: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """Two replicas of one model, each of which takes these of Ray's resources."""
+def config_of(
+    uri: str,
+    *,
+    name: str | None = None,
+    live: Mapping[str, Any] | None = None,
+    resources: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """Two replicas of one model, each of which takes these of Ray's resources; `live` is their `user_config`."""
     return {
         "http_options": {"host": HOST, "port": 8000},
         "logging_config": {"log_level": "WARNING", "enable_access_log": False},
@@ -178,11 +187,12 @@ def config_of(uri: str, *, resources: Mapping[str, float] | None = None) -> dict
                 "name": APP,
                 "route_prefix": PATH,
                 "import_path": "serve_app.app:build_app",
-                "args": {"model": uri},
+                "args": {"model": uri} | ({"name": name} if name else {}),
                 "deployments": [
                     {
                         "name": "TailDeployment",
                         "num_replicas": REPLICAS,
+                        "user_config": dict(live or {}),
                         "health_check_period_s": 1,
                         "health_check_timeout_s": 5,
                         "ray_actor_options": {"num_cpus": 0.2, "resources": dict(resources or {})},
@@ -204,6 +214,15 @@ def running(server: ServerProcess) -> set[str]:
         return server.running_replicas(APP)
     except ServerError:
         return set()
+
+
+def served_digest(url: str) -> str:
+    """Digest of the weights by the card of whichever replica answers; empty while none does."""
+    try:
+        with urllib.request.urlopen(url, timeout=PATIENCE_S) as response:
+            return str(json.load(response)["digest"])
+    except (OSError, ValueError):
+        return ""
 
 
 def haproxies_of(server: ServerProcess) -> list[int]:
@@ -252,6 +271,7 @@ def main() -> int:
     other_weights = _other_weights(logs)
     frames, answers = frames_and_answers(EMBEDDED_URI)
     new_frames, new_answers = frames_and_answers(other_weights)
+    new_digest = load_model(other_weights).model.digest
     # As `make serve` sets them: Serve's own watch over HAProxy, which needs 24 s by default.
     flags = {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "2"}
     places = {PLACE: 1.0}
@@ -271,8 +291,16 @@ def main() -> int:
                     os.kill(pid, signal.SIGKILL)
 
             def replace_weights() -> None:
-                server.deploy(config_of(other_weights, resources=places))
+                server.deploy(config_of(EMBEDDED_URI, live={"model": other_weights}, resources=places))
                 load.replace(new_frames, new_answers)
+
+            def restart_with_weights() -> None:
+                # The first weights again, by other `args`.
+                server.deploy(config_of(EMBEDDED_URI, name=APP, resources=places))
+                load.replace(frames, answers)
+
+            def answers_anew() -> bool:
+                return all(served_digest(f"{server.url}{PATH}") == new_digest for _ in range(10 * REPLICAS))
 
             def whole(old: set[str], *, new: int) -> Callable[[], bool]:
                 return lambda: len(now := running(server)) == REPLICAS and len(now - old) >= new
@@ -282,8 +310,9 @@ def main() -> int:
             figures |= after_fault("haproxy", load, kill_haproxy, lambda: bool(haproxies_of(server)), watch_s=watch_s)
             remove = functools.partial(server.send_signal, signal.SIGUSR1)
             figures |= after_fault("node", load, remove, whole(running(server), new=1), watch_s=watch_s)
+            figures |= after_fault("weights", load, replace_weights, answers_anew, watch_s=watch_s)
             all_new = whole(running(server), new=REPLICAS)
-            figures |= after_fault("weights", load, replace_weights, all_new, watch_s=watch_s)
+            figures |= after_fault("restart", load, restart_with_weights, all_new, watch_s=watch_s)
         seen = load.seen
     figures |= {
         "right_answers": seen.right,

@@ -37,7 +37,9 @@ class CheckedApplication:
     import_path: str
     deployments: tuple[str, ...]
     settings: BaseModel | None
-    """What `args` says, where the builder's annotation names a settings class."""
+    """What `args` says, where the builder's annotation names a settings class; of a model, the weights in force."""
+    model_place: Place = ()
+    """Where the file names these weights: in `args`, or in a `user_config`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,9 +85,7 @@ class _Check:
         self._check_catalogues(applications)
         if port_free:
             self._check_ports(host, port, haproxy=haproxy)
-        loaded = (
-            dict(self._load(index, app) for index, app in enumerate(applications) if _is_model(app)) if load else {}
-        )
+        loaded = dict(self._load(app) for app in applications if _is_model(app)) if load else {}
         return CheckedConfig(path=self._file.path, host=host, port=port, applications=applications, loaded=loaded)
 
     def _refuse(self, place: Place, reason: str) -> NoReturn:
@@ -201,8 +201,9 @@ class _Check:
         builder = self._import((*place, "import_path"), import_path)
         kind = _args_model(builder)
         settings = None if kind is None else self._settings(kind, args, (*place, "args"))
+        model_place: Place = (*place, "args", "model")
         if isinstance(settings, AppSettings):
-            self._check_model_uri(settings, (*place, "args", "model"))
+            self._check_model_uri(settings, model_place)
         if isinstance(settings, AppSettings | CatalogSettings):
             # A list of tokens that is wrong would be seen only when a replica does not start.
             with self._refusing_at((*place, "args", "auth")):
@@ -211,7 +212,13 @@ class _Check:
         for number, deployment in enumerate(app.get("deployments", [])):
             live = deployment.get("user_config")
             if isinstance(settings, AppSettings) and live is not None:
-                self._settings(LiveSettings, live, (*place, "deployments", number, "user_config"))
+                here = (*place, "deployments", number, "user_config")
+                checked = self._settings(LiveSettings, live, here)
+                assert isinstance(checked, LiveSettings)
+                in_force = settings.with_live(checked)
+                if in_force is not settings:
+                    settings, model_place = in_force, (*here, "model")
+                    self._check_model_uri(settings, model_place)
             if deployment["name"] not in deployments:
                 here = (*place, "deployments", number, "name")
                 self._refuse(
@@ -223,6 +230,7 @@ class _Check:
             import_path=import_path,
             deployments=deployments,
             settings=settings,
+            model_place=model_place,
         )
 
     def _settings(self, kind: type[BaseModel], args: object, place: Place) -> BaseModel:
@@ -323,11 +331,11 @@ class _Check:
             except OSError as error:
                 self._refuse(place, f"port {port} on {host} cannot be used ({error.strerror}): {advice}")
 
-    def _load(self, index: int, app: CheckedApplication) -> tuple[str, str]:
+    def _load(self, app: CheckedApplication) -> tuple[str, str]:
         from serve_app.tail_runner import TailRunner
 
         assert isinstance(app.settings, AppSettings)
-        with self._refusing_at(("applications", index, "args", "model")):
+        with self._refusing_at(app.model_place):
             return app.name, TailRunner.load(app.settings).digest
 
     @contextmanager

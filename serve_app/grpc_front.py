@@ -60,6 +60,10 @@ class GrpcFront:
         self._tokens = tokens or TokenBook(None)
         self._log = log
 
+    def serve(self, service: InferenceService) -> None:
+        """Frames that come from now on, also in open streams, are for this service."""
+        self._service = service
+
     async def infer(self, request: FrameRequest, metadata: Metadata = ()) -> Outcome:
         """The answer to one frame; never raises but when it is cancelled."""
         return await self._answer(request, _texts(metadata))
@@ -106,14 +110,16 @@ class GrpcFront:
 
     async def _answer(self, request: FrameRequest, texts: Mapping[str, str]) -> Outcome:
         trace = trace_context([texts["traceparent"]] if "traceparent" in texts else [])
+        # The same one to the end: others may be served meanwhile.
+        service = self._service
         call = Call(
             protocol="grpc",
-            started_s=self._service.now_s(),
+            started_s=service.now_s(),
             request_id=request_id_of(request.request_id or texts.get("x-request-id")),
             trace_parent=trace.child().trace_parent if trace else None,
         )
         try:
-            reply = await self._reply(request, call, self._tokens.client_of(texts.get("authorization")))
+            reply = await _reply(service, request, call, self._tokens.client_of(texts.get("authorization")))
             outcome = Outcome(
                 reply=FrameReply(reply=reply, sequence=request.sequence, status=200, request_id=call.request_id),
                 code="OK",
@@ -125,23 +131,22 @@ class GrpcFront:
             outcome = _outcome(
                 500, "InternalError", "the server failed on this request; its log says why", 0, request, call
             )
-        self._service.finish(call, status=outcome.reply.status, error=outcome.reply.error or None)
+        service.finish(call, status=outcome.reply.status, error=outcome.reply.error or None)
         return outcome
 
-    async def _reply(self, request: FrameRequest, call: Call, client: Client) -> bytes:
-        call.client = client.name
-        if request.top_k > MAX_TOP_K:
-            raise MalformedInputError(f"top_k is a number from 1 to {MAX_TOP_K}, got {request.top_k}")
-        if request.deadline_ms:
-            call.budget_ms = min(request.deadline_ms, MAX_BUDGET_MS)
-        frame, limit = request.frame, self._service.limits.max_frame_bytes
-        if len(frame) > limit:
-            raise TooLargeError(f"the frame has {len(frame)} bytes; at most {limit} are taken here")
-        with self._service.enter(client, body_bytes=len(frame)):
-            reply = await self._service.answer_frame(
-                frame, call, as_logits=request.logits, top_k=request.top_k or DEFAULT_TOP_K
-            )
-        return encode_reply(reply)
+
+async def _reply(service: InferenceService, request: FrameRequest, call: Call, client: Client) -> bytes:
+    call.client = client.name
+    if request.top_k > MAX_TOP_K:
+        raise MalformedInputError(f"top_k is a number from 1 to {MAX_TOP_K}, got {request.top_k}")
+    if request.deadline_ms:
+        call.budget_ms = min(request.deadline_ms, MAX_BUDGET_MS)
+    frame, limit = request.frame, service.limits.max_frame_bytes
+    if len(frame) > limit:
+        raise TooLargeError(f"the frame has {len(frame)} bytes; at most {limit} are taken here")
+    with service.enter(client, body_bytes=len(frame)):
+        reply = await service.answer_frame(frame, call, as_logits=request.logits, top_k=request.top_k or DEFAULT_TOP_K)
+    return encode_reply(reply)
 
 
 def _refused(error: WireError, request: FrameRequest, call: Call) -> Outcome:

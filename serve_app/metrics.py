@@ -176,7 +176,7 @@ MODEL_INFO = Metric(
     name="split_inference_model_info",
     kind="gauge",
     unit="1",
-    description="Always 1; its labels say which model and which version answer.",
+    description="1; its labels say which model and which version answer. 0 for weights that were replaced.",
     labels=("model", "digest", "version"),
 )
 
@@ -217,6 +217,10 @@ class ModelInfo:
     digest: str
     version: str
 
+    def labels(self) -> dict[str, str]:
+        """Of MODEL_INFO."""
+        return {"model": self.model, "digest": self.digest[:12], "version": self.version}
+
 
 class MetricsObserver:
     """Turns facts into the table's metrics; names that the model's card does not have become "other"."""
@@ -232,13 +236,22 @@ class MetricsObserver:
     ) -> None:
         """`split_points` and `codecs` are the card's, see `card_names`; `sample` sets the last two."""
         self._instruments = {metric.name: make(metric) for metric in METRICS}
-        self._split_points = frozenset(split_points) | {"input"}
-        self._codecs = {name: codec_family(name) for name in codecs}
+        self._info: ModelInfo | None = None
+        self.serve(split_points=split_points, codecs=codecs, info=info)
         self._reasons = refusal_names()
-        self._info = info
         self._pending = pending
         # Counters wait here for `sample`: a refusal has to cost next to nothing, and nobody scrapes more often.
         self._counted: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+
+    def serve(
+        self, *, split_points: Iterable[str] = (), codecs: Iterable[str] = (), info: ModelInfo | None = None
+    ) -> None:
+        """From now on the model has these names; one that served before is set to 0 in MODEL_INFO."""
+        if self._info is not None and self._info != info:
+            self._record(MODEL_INFO, 0, self._info.labels())
+        self._split_points = frozenset(split_points) | {"input"}
+        self._codecs = {name: codec_family(name) for name in codecs}
+        self._info = info
 
     def batch_done(self, facts: BatchFacts) -> None:
         """One batch: its sizes and times."""
@@ -282,9 +295,7 @@ class MetricsObserver:
         if self._pending is not None:
             self._record(PENDING, self._pending(), {})
         if self._info is not None:
-            info = self._info
-            labels = {"model": info.model, "digest": info.digest[:12], "version": info.version}
-            self._record(MODEL_INFO, 1, labels)
+            self._record(MODEL_INFO, 1, self._info.labels())
 
     def _record(self, metric: Metric, value: float, labels: dict[str, str]) -> None:
         if metric.kind == "counter":

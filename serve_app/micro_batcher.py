@@ -118,7 +118,7 @@ class MicroBatcher(Generic[PayloadT, StagedT, ResultT]):
         """`thread_start` runs first in both threads: OpenMP keeps its number of threads for each thread apart.
 
         `model_thread` is one thread in which the model was warmed up already, for a device that wants the same one
-        ever after; it and `prepare_thread`, which a simulation replaces, are this batcher's from now on.
+        ever after. It and `prepare_thread`, which a simulation replaces, are the caller's to end.
         """
         self._work = work
         self.settings = settings or BatchingSettings()
@@ -132,10 +132,15 @@ class MicroBatcher(Generic[PayloadT, StagedT, ResultT]):
         self._flights: list[_Flight] = []
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._prepare_thread = prepare_thread or ThreadPoolExecutor(
-            1, thread_name_prefix="prepare", initializer=thread_start
-        )
-        self._model_thread = model_thread or ThreadPoolExecutor(1, thread_name_prefix="model", initializer=thread_start)
+        self._own_threads: list[Executor] = []
+
+        def thread(name: str) -> Executor:
+            made = ThreadPoolExecutor(1, thread_name_prefix=name, initializer=thread_start)
+            self._own_threads.append(made)
+            return made
+
+        self._prepare_thread = prepare_thread or thread("prepare")
+        self._model_thread = model_thread or thread("model")
         self._broken: BaseException | None = None
 
     @property
@@ -204,11 +209,11 @@ class MicroBatcher(Generic[PayloadT, StagedT, ResultT]):
                 await asyncio.sleep(0)
 
     def close(self) -> None:
-        """Let both threads end after what they do now."""
+        """Let its own threads end after what they do now."""
         if self._timer is not None:
             self._timer.cancel()
-        self._prepare_thread.shutdown(wait=False, cancel_futures=True)
-        self._model_thread.shutdown(wait=False, cancel_futures=True)
+        for each in self._own_threads:
+            each.shutdown(wait=False, cancel_futures=True)
 
     def _pump(self) -> None:
         """Launch what may leave now; called whenever something came, ended or a timer rang."""

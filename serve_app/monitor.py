@@ -101,7 +101,7 @@ class Monitor:
         `replica` tells apart the processes that the same address may lead to.
         """
         self._model = model
-        self._digest = digest
+        self.digest = digest
         self._versions = dict(versions)
         self._replica = replica
         self._now_s = now_s
@@ -182,7 +182,7 @@ class Monitor:
         span_s = max(1.0, min(WINDOW_S, now_s - self._started_s))
         return {
             "model": self._model,
-            "digest": self._digest,
+            "digest": self.digest,
             "versions": self._versions,
             "replica": self._replica,
             "up_s": now_s - self._started_s,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from split_inference.settings import Settings
 from split_inference.wire import MAX_FRAME_BYTES, MAX_RAW_BYTES, MAX_SAMPLES
@@ -18,6 +18,15 @@ DEFAULT_ROUTE = "/v1/models"
 
 # Served names are one path segment that needs no escaping in a URL, a log line or a metric label.
 ServedName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+
+
+def _printable(value: str) -> str:
+    if value != value.strip() or not value.isprintable():
+        raise ValueError("a model URI has no surrounding blanks and no control characters")
+    return value
+
+
+ModelUriText = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_printable)]
 
 
 class Limits(Settings):
@@ -84,9 +93,20 @@ class BatchingSettings(Settings):
 class LiveSettings(Settings):
     """`user_config` of the deployment: what Serve may change on running replicas, without a restart."""
 
+    model: ModelUriText | None = None
+    """URI of the weights to serve instead of `args.model`: loaded beside the old ones, which answer until then. A
+    change of `args` restarts every replica; this takes a second or two, and for as long the memory of both."""
+    calibration: Path | None = None
+    """Calibration of those weights, in the place of `args.calibration`, which is for the others."""
     batching: BatchingSettings = BatchingSettings()
     monitor: bool = False
     """Whether the route has the page /monitor, which shows predictions and features to whoever holds a token."""
+
+    @model_validator(mode="after")
+    def _calibration_is_of_a_model(self) -> LiveSettings:
+        if self.calibration is not None and self.model is None:
+            raise ValueError("calibration: is of other weights, and there is no model: write it into args")
+        return self
 
 
 class ExecutionSettings(Settings):
@@ -120,7 +140,7 @@ class ExecutionSettings(Settings):
 class AppSettings(Settings):
     """`args` of `serve_app.app:build_app`: one model, all of its split points, one route."""
 
-    model: str = Field(min_length=1, max_length=4096)
+    model: ModelUriText
     """URI of the model: `embedded:`, `hf:`, `pt2:`, `factory:` or a name such as `resnet34?weights=random&seed=0`."""
     name: ServedName | None = None
     """Name in the card; by default the model's own."""
@@ -154,12 +174,11 @@ class AppSettings(Settings):
             )
         return self
 
-    @field_validator("model")
-    @classmethod
-    def _is_a_uri(cls, value: str) -> str:
-        if value != value.strip() or not value.isprintable():
-            raise ValueError("a model URI has no surrounding blanks and no control characters")
-        return value
+    def with_live(self, live: LiveSettings) -> AppSettings:
+        """These settings with the weights that `user_config` puts in the place of `model`, where it does."""
+        if live.model is None:
+            return self
+        return self.model_copy(update={"model": live.model, "calibration": live.calibration})
 
 
 class CatalogEntry(Settings):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import ray
@@ -18,6 +18,9 @@ from starlette.responses import Response
 
 from serve_app.settings import AppSettings, CatalogSettings
 
+if TYPE_CHECKING:
+    from serve_app.replica import Replica
+
 # On a replica every other logger ends in a stderr that Serve writes out at INFO, and so not at all.
 _LOG = logging.getLogger("ray.serve")
 
@@ -25,16 +28,34 @@ _LOG = logging.getLogger("ray.serve")
 class TailReplica:
     """One replica: all the weights once, and every split point of the model."""
 
+    _replica: Replica
+    """From the first `reconfigure` on."""
+
     def __init__(self, settings: AppSettings) -> None:
+        self._settings = settings
+
+    async def reconfigure(self, user_config: dict[str, Any] | None, rank: object) -> None:
+        """Serve calls this before the first request, since it takes a rank also where there is no `user_config`.
+
+        So weights that `user_config` names are loaded at once, and those of `args` never.
+        """
+        if hasattr(self, "_replica"):
+            await self._replica.reconfigure(user_config)
+            return
         from serve_app.ray_metrics import ray_instrument
         from serve_app.replica import Replica
 
-        if settings.device == "cuda":
+        if self._settings.device == "cuda":
             from serve_app.gpu_share import cap_gpu_memory
 
             cap_gpu_memory(float(ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0)))
         self._replica = Replica(
-            settings, make_instrument=ray_instrument, on_sticky_error=_end_process, say=_say, log=_LOG
+            self._settings,
+            live=user_config,
+            make_instrument=ray_instrument,
+            on_sticky_error=_end_process,
+            say=_say,
+            log=_LOG,
         )
 
     async def __call__(self, request: Request) -> Response:
@@ -52,14 +73,12 @@ class TailReplica:
         async for reply in self._replica.grpc.stream(requests, grpc_context.invocation_metadata()):
             yield reply
 
-    def reconfigure(self, user_config: dict[str, Any]) -> None:
-        self._replica.reconfigure(user_config)
-
     async def check_health(self) -> None:
         self._replica.check_health()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        return self._replica.stats.record()
+        # Serve begins to ask while the model is loaded.
+        return self._replica.stats.record() if hasattr(self, "_replica") else {}
 
     async def __del__(self) -> None:
         # Serve awaits this when the replica leaves: what is queued is answered first.

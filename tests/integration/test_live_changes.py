@@ -1,9 +1,10 @@
-"""`serve deploy` on a server that serves: another model and other knobs, without a dropped request or a new replica."""
+"""`serve deploy` on a server that serves: other models, knobs, weights, without a dropped request or a new replica."""
 
 from __future__ import annotations
 
 import copy
 import json
+import shutil
 import threading
 import time
 import urllib.error
@@ -11,10 +12,11 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from edge_sim.server_process import ServerProcess
-from split_inference.model_catalog import EMBEDDED_FOLDER
+from split_inference.model_catalog import EMBEDDED_FOLDER, EMBEDDED_URI, load_model
 
 CONFIG = Path(__file__).resolve().parents[2] / "config.yaml"
 ROUTE = "/v1/models/resnet20-cifar10"
@@ -151,6 +153,40 @@ def test_a_model_is_added_and_knobs_are_changed_without_a_dropped_request(server
         assert json.load(response)["model"] == "resnet20-cifar10"
     with urllib.request.urlopen(f"{server.url}/v1/models", timeout=10) as response:
         assert [each["name"] for each in json.load(response)["models"]] == ["resnet20-cifar10", "second"]
+
+
+def test_weights_are_replaced_in_the_running_replica_without_a_dropped_request(server, tmp_path):
+    program = load_model(EMBEDDED_URI).model.program
+    with torch.no_grad():
+        for parameter in program.parameters():
+            parameter.mul_(1.001)
+    file = tmp_path / "other.pt2"
+    torch.export.save(program, file)
+    shutil.copyfile(EMBEDDED_FOLDER / "resnet20_cifar10.card.json", file.with_suffix(".card.json"))
+    config = yaml.safe_load(CONFIG.read_text())
+    server.deploy(config)
+    wait_for(lambda: answers(f"{server.url}{ROUTE}"))
+    before = replicas(server)
+    digest = digest_at(f"{server.url}{ROUTE}")
+    with Load(f"{server.url}{ROUTE}") as load:
+        wait_for(lambda: load.answers > 20)
+        config["applications"][1]["deployments"][0]["user_config"] = {"model": f"pt2:{file}"}
+        config["applications"][0]["args"]["models"][0]["uri"] = f"pt2:{file}"
+        server.deploy(config)
+        wait_for(lambda: digest_at(f"{server.url}{ROUTE}") not in (None, digest))
+        seen = load.answers
+        wait_for(lambda: load.answers > seen + 20)
+    assert load.failures == []
+    assert replicas(server) == before
+
+
+def digest_at(url):
+    try:
+        with urllib.request.urlopen(url, timeout=10) as response:
+            return json.load(response)["digest"]
+    except OSError as error:
+        closed(error)
+        return None
 
 
 def test_a_cold_model_has_no_replica_and_a_request_through_haproxy_wakes_one(server):

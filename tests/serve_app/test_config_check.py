@@ -52,6 +52,21 @@ def test_the_shipped_config_passes_and_says_what_it_serves():
     assert (model.name, model.deployments) == ("resnet20-cifar10", ("TailDeployment",))
 
 
+def test_weights_of_user_config_are_those_in_force_and_the_catalogue_has_to_say_so(tmp_path):
+    other = tmp_path / "other.pt2"
+    other.write_bytes(b"")
+    content = changed(f"{DEPLOYMENT}.user_config", {"model": f"pt2:{other}"})
+    with pytest.raises(ConfigError, match=re.escape(f"serves pt2:{other}")):
+        check(tmp_path, content)
+    content["applications"][0]["args"]["models"][0]["uri"] = f"pt2:{other}"
+    settings = check(tmp_path, content).applications[1].settings
+    assert isinstance(settings, AppSettings)
+    assert settings.model == f"pt2:{other}"
+    # A file that holds nothing is refused where it is named.
+    with pytest.raises(ConfigError, match=re.escape(f"{DEPLOYMENT}.user_config.model")):
+        check(tmp_path, content, load=True)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
@@ -101,6 +116,9 @@ def test_the_shipped_config_passes_and_says_what_it_serves():
         (f"{MODEL}.args.model", "embed:resnet20-cifar10", "embedded:"),
         (f"{MODEL}.args.model", "resnet34?weights=/no/such.safetensors", "no file /no/such.safetensors"),
         (f"{MODEL}.args.model", "pt2:/no/such.pt2", "no file /no/such.pt2"),
+        (f"{DEPLOYMENT}.user_config.model", "pt2:/no/such.pt2", "no file /no/such.pt2"),
+        (f"{DEPLOYMENT}.user_config.model", " embedded:resnet20-cifar10", "surrounding blanks"),
+        (f"{DEPLOYMENT}.user_config", {"calibration": "file.json"}, "there is no model"),
         (f"{MODEL}.args.threads", 0, "greater than or equal to 1"),
         (f"{DEPLOYMENT}.name", "TailDeploymen", "it has TailDeployment"),
         (f"{DEPLOYMENT}.name", ABSENT, "has to be set"),
