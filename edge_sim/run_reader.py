@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,9 @@ NUMBERS = (
 TEXTS = ("device", "group", "policy", "mode", "model", "split_point", "codec", "outcome", "reason")
 # Ten million requests of 600 bytes; more is several runs.
 MAX_BYTES = 6 << 30
+# Parsed together; as objects they take a few megabytes.
+CHUNK_ROWS = 1000
+_NUMBERS_OF, _TEXTS_OF, _VERDICT_OF = itemgetter(*NUMBERS), itemgetter(*TEXTS), itemgetter("in_time", "correct")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,39 +85,76 @@ def read_run(folder: Path) -> Run:
         raise DataError(f"{folder} has no requests.jsonl; is it a run's folder?")
     if file.stat().st_size > MAX_BYTES:
         raise DataError(f"{file} has {file.stat().st_size} bytes; at most {MAX_BYTES} are read")
-    numbers: dict[str, list[float]] = {name: [] for name in NUMBERS}
-    codes: dict[str, list[int]] = {name: [] for name in TEXTS}
-    known: dict[str, dict[str, int]] = {name: {} for name in TEXTS}
-    in_time: list[bool] = []
-    correct: list[int] = []
-    cut_off = False
+    columns = _Columns()
+    number, cut_off = 1, False
     with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.endswith(b"\n"):
-                cut_off = True
-                break
+        while chunk := list(itertools.islice(lines, CHUNK_ROWS)):
+            cut_off = not chunk[-1].endswith(b"\n")
+            if cut_off:
+                chunk.pop()
             try:
-                row = json.loads(line)
-                values = [float(row[name]) for name in NUMBERS]
-                texts = [row[name] or "" for name in TEXTS]
-                timely, right = bool(row["in_time"]), row["correct"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{file}:{number}: no record of a request: {type(error).__name__} {error}") from None
-            for name, value in zip(NUMBERS, values, strict=True):
-                numbers[name].append(value)
-            for name, text in zip(TEXTS, texts, strict=True):
-                codes[name].append(known[name].setdefault(str(text), len(known[name])))
-            in_time.append(timely)
-            correct.append(-1 if right is None else int(bool(right)))
-    return Run(
-        folder=folder,
-        header=header,
-        numbers={name: np.asarray(values, dtype=np.float64) for name, values in numbers.items()},
-        texts={name: Texts(tuple(known[name]), np.asarray(codes[name], dtype=np.int32)) for name in TEXTS},
-        in_time=np.asarray(in_time, dtype=np.bool_),
-        correct=np.asarray(correct, dtype=np.int8),
-        cut_off=cut_off,
-    )
+                columns.add(chunk)
+            except (ValueError, KeyError, TypeError):
+                raise DataError(f"{file}:{_bad_line(chunk, number)}") from None
+            number += len(chunk)
+    return columns.run(folder, header, cut_off=cut_off)
+
+
+class _Columns:
+    """Rows turned into columns, many at a time: a row by itself would cost twice as much."""
+
+    def __init__(self) -> None:
+        self._numbers: list[NDArray[np.float64]] = []
+        self._codes: list[NDArray[np.int32]] = []
+        self._known: dict[str, dict[str, int]] = {name: {} for name in TEXTS}
+        self._in_time: list[NDArray[np.bool_]] = []
+        self._correct: list[NDArray[np.int8]] = []
+
+    def add(self, lines: Sequence[bytes]) -> None:
+        """Raises ValueError, KeyError or TypeError where one of them is no record, and then has taken none."""
+        if not lines:
+            return
+        rows = json.loads(b"[" + b",".join(lines) + b"]")
+        if len(rows) != len(lines):
+            raise ValueError("two records in a line")
+        # None would become "not a number".
+        numbers = [array("d", column) for column in zip(*map(_NUMBERS_OF, rows), strict=True)]
+        texts = list(zip(*map(_TEXTS_OF, rows), strict=True))
+        in_time, correct = zip(*map(_VERDICT_OF, rows), strict=True)
+        codes = []
+        for name, column in zip(TEXTS, texts, strict=True):
+            known = self._known[name]
+            for text in dict.fromkeys(column):
+                known.setdefault(str(text or ""), len(known))
+            place = {text: known[str(text or "")] for text in dict.fromkeys(column)}
+            codes.append([place[text] for text in column])
+        self._numbers.append(np.array(numbers, dtype=np.float64))
+        self._codes.append(np.array(codes, dtype=np.int32))
+        self._in_time.append(np.array(in_time, dtype=np.bool_))
+        self._correct.append(np.array([-1 if each is None else bool(each) for each in correct], dtype=np.int8))
+
+    def run(self, folder: Path, header: Mapping[str, Any], *, cut_off: bool) -> Run:
+        numbers = np.concatenate([np.empty((len(NUMBERS), 0)), *self._numbers], axis=1)
+        codes = np.concatenate([np.empty((len(TEXTS), 0), dtype=np.int32), *self._codes], axis=1)
+        return Run(
+            folder=folder,
+            header=header,
+            numbers=dict(zip(NUMBERS, numbers, strict=True)),
+            texts={name: Texts(tuple(self._known[name]), codes[index]) for index, name in enumerate(TEXTS)},
+            in_time=np.concatenate([np.empty(0, dtype=np.bool_), *self._in_time]),
+            correct=np.concatenate([np.empty(0, dtype=np.int8), *self._correct]),
+            cut_off=cut_off,
+        )
+
+
+def _bad_line(lines: Sequence[bytes], first: int) -> str:
+    """The number of the first line that is no record, and why it is none."""
+    for number, line in enumerate(lines, start=first):
+        try:
+            _Columns().add([line])
+        except (ValueError, KeyError, TypeError) as error:
+            return f"{number}: no record of a request: {type(error).__name__} {error}"
+    return f"{first}: no records of requests in this line and the {len(lines) - 1} after it"
 
 
 def read_header(folder: Path) -> dict[str, Any]:

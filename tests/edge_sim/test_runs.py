@@ -11,7 +11,7 @@ import pytest
 from edge_sim.fleet import Shard
 from edge_sim.merge import merge_runs
 from edge_sim.report import report_html, write_report
-from edge_sim.run_reader import read_run
+from edge_sim.run_reader import CHUNK_ROWS, read_run
 from edge_sim.run_summary import summarize, summary_facts
 from split_inference.errors import DataError
 from split_inference.plots import MAX_POINTS, line_plot, thin, ticks
@@ -69,12 +69,23 @@ def test_a_last_line_that_was_cut_off_is_left_out_and_said(folder, tmp_path):
     assert "killed while it wrote" in report_html(run)
 
 
-@pytest.mark.parametrize("line", ["{}", "no json", '{"device": 1}', "[]"])
-def test_a_broken_line_is_refused_with_its_number(folder, tmp_path, line):
+@pytest.mark.parametrize("line", ["{}", "no json", '{"device": 1}', "[]", "{good},{good}", "null"])
+@pytest.mark.parametrize("before", [1, CHUNK_ROWS, CHUNK_ROWS + 7])
+def test_a_broken_line_is_refused_with_its_number(folder, tmp_path, line, before):
     good = (folder / "requests.jsonl").read_text().splitlines()[0]
     (tmp_path / "header.json").write_text("{}")
-    (tmp_path / "requests.jsonl").write_text(f"{good}\n{line}\n")
-    with pytest.raises(DataError, match=r"requests\.jsonl:2: no record"):
+    lines = [good] * before + [line.replace("{good}", good), good]
+    (tmp_path / "requests.jsonl").write_text("".join(f"{each}\n" for each in lines))
+    with pytest.raises(DataError, match=rf"requests\.jsonl:{before + 1}: no record"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["null", '"text"', "[1]"])
+def test_a_number_that_is_none_is_refused(folder, tmp_path, value):
+    good = (folder / "requests.jsonl").read_text().splitlines()[0]
+    (tmp_path / "header.json").write_text("{}")
+    (tmp_path / "requests.jsonl").write_text(re.sub(r'"total_s":[0-9.]+', f'"total_s":{value}', good) + "\n")
+    with pytest.raises(DataError, match=r"requests\.jsonl:1: no record"):
         read_run(tmp_path)
 
 
