@@ -300,7 +300,10 @@ def main() -> int:
                 load.replace(frames, answers)
 
             def answers_anew() -> bool:
-                return all(served_digest(f"{server.url}{PATH}") == new_digest for _ in range(10 * REPLICAS))
+                url = f"{server.url}{PATH}"
+                if len(running(server)) < REPLICAS:
+                    return False
+                return all(served_digest(url) == new_digest for _ in range(10 * REPLICAS))
 
             def whole(old: set[str], *, new: int) -> Callable[[], bool]:
                 return lambda: len(now := running(server)) == REPLICAS and len(now - old) >= new

@@ -317,6 +317,9 @@ def serve_environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
         "RAY_SERVE_EVENT_LOOP_MONITORING_INTERVAL_S": "60",
+        # And one arena for the raylet, instead of some that each of its threads fills by and by.
+        "RAY_JEMALLOC_PROFILE": "raylet",
+        "RAY_JEMALLOC_CONF": "narenas:1,tcache:false",
         # Nobody else's requests are to be drained here.
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.01",

@@ -43,6 +43,8 @@ class Ticket:
 
     client: Client
     entered_s: float
+    holder: object
+    """What will answer it."""
     is_reading: bool = False
 
 
@@ -59,8 +61,8 @@ class Admission:
         self._uses: dict[str, _Use] = {}
 
     @contextmanager
-    def enter(self, *, body_bytes: int, client: Client = ANONYMOUS) -> Iterator[Ticket]:
-        """Hold a place for a body of at most `body_bytes`, until the answer is made.
+    def enter(self, *, body_bytes: int, client: Client = ANONYMOUS, holder: object = None) -> Iterator[Ticket]:
+        """Hold a place for a body of at most `body_bytes`, until `holder` has answered.
 
         Raises OverShareError where this client has used up its own part, OverloadedError where nothing is left.
         """
@@ -85,7 +87,7 @@ class Admission:
             raise OverloadedError(f"{self._bytes} bytes are waiting here; send it again later")
         # Last, because it takes something away.
         self._take_from_bucket(client, use)
-        ticket = Ticket(client=client, entered_s=self._now_s())
+        ticket = Ticket(client=client, entered_s=self._now_s(), holder=holder)
         self._tickets[id(ticket)] = ticket
         self._bytes += body_bytes
         use.places += 1
@@ -132,6 +134,10 @@ class Admission:
     def bytes_of(self, client: Client) -> int:
         """Bytes of bodies that the client may hold at one time, beyond a single body."""
         return math.floor(self._limits.max_pending_bytes * client.share)
+
+    def held_by(self, holder: object) -> int:
+        """Requests that wait for this one's answer."""
+        return sum(ticket.holder is holder for ticket in self._tickets.values())
 
     @property
     def pending(self) -> int:

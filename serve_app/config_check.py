@@ -24,6 +24,7 @@ from pydantic import BaseModel, ValidationError
 from serve_app.settings import AppSettings, CatalogSettings, LiveSettings
 from serve_app.tokens import TokenBook
 from split_inference.errors import ConfigError, UsageError, WireError
+from split_inference.model_uri import parse_uri
 from split_inference.settings import dotted, first_problem, known_keys, settings_model, unknown_key
 from split_inference.yaml_lines import Place, YamlFile, read_yaml
 
@@ -203,7 +204,8 @@ class _Check:
         settings = None if kind is None else self._settings(kind, args, (*place, "args"))
         model_place: Place = (*place, "args", "model")
         if isinstance(settings, AppSettings):
-            self._check_model_uri(settings, model_place)
+            with self._refusing_at(model_place):
+                parse_uri(settings.model)
         if isinstance(settings, AppSettings | CatalogSettings):
             # A list of tokens that is wrong would be seen only when a replica does not start.
             with self._refusing_at((*place, "args", "auth")):
@@ -218,12 +220,13 @@ class _Check:
                 in_force = settings.with_live(checked)
                 if in_force is not settings:
                     settings, model_place = in_force, (*here, "model")
-                    self._check_model_uri(settings, model_place)
             if deployment["name"] not in deployments:
                 here = (*place, "deployments", number, "name")
                 self._refuse(
                     here, f"{import_path} has no deployment {deployment['name']!r}; it has {', '.join(deployments)}"
                 )
+        if isinstance(settings, AppSettings):
+            self._check_model_uri(settings, model_place)
         return CheckedApplication(
             name=app.get("name", "default"),
             route_prefix=app.get("route_prefix", "/"),
@@ -274,8 +277,6 @@ class _Check:
         return tuple(part.name for part in parts)
 
     def _check_model_uri(self, settings: AppSettings, place: Place) -> None:
-        from split_inference.model_uri import parse_uri
-
         with self._refusing_at(place):
             uri = parse_uri(settings.model)
         files = [uri.options[key] for key in ("weights", "card") if key in uri.options]

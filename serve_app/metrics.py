@@ -180,6 +180,13 @@ MODEL_INFO = Metric(
     labels=("model", "digest", "version"),
 )
 
+WEIGHTS_PENDING = Metric(
+    name="split_inference_weights_pending",
+    kind="gauge",
+    unit="1",
+    description="1 while user_config names other weights than those that answer: they are loaded, or were refused.",
+)
+
 METRICS: Final[tuple[Metric, ...]] = (
     REQUESTS,
     REJECTS,
@@ -194,6 +201,7 @@ METRICS: Final[tuple[Metric, ...]] = (
     PADDING,
     PENDING,
     MODEL_INFO,
+    WEIGHTS_PENDING,
 )
 
 
@@ -233,13 +241,15 @@ class MetricsObserver:
         codecs: Iterable[str] = (),
         info: ModelInfo | None = None,
         pending: Callable[[], float] | None = None,
+        weights_pending: Callable[[], bool] | None = None,
     ) -> None:
-        """`split_points` and `codecs` are the card's, see `card_names`; `sample` sets the last two."""
+        """`split_points` and `codecs` are the card's, see `card_names`; `sample` sets the last three."""
         self._instruments = {metric.name: make(metric) for metric in METRICS}
         self._info: ModelInfo | None = None
         self.serve(split_points=split_points, codecs=codecs, info=info)
         self._reasons = refusal_names()
         self._pending = pending
+        self._weights_pending = weights_pending
         # Counters wait here for `sample`: a refusal has to cost next to nothing, and nobody scrapes more often.
         self._counted: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
 
@@ -296,6 +306,8 @@ class MetricsObserver:
             self._record(PENDING, self._pending(), {})
         if self._info is not None:
             self._record(MODEL_INFO, 1, self._info.labels())
+        if self._weights_pending is not None:
+            self._record(WEIGHTS_PENDING, float(self._weights_pending()), {})
 
     def _record(self, metric: Metric, value: float, labels: dict[str, str]) -> None:
         if metric.kind == "counter":

@@ -1,22 +1,24 @@
-"""From settings to a runner: what takes long, or disturbs a model that serves in the same process, in a child before.
+"""From settings to a runner: at once when a process starts, and beside a model that serves without disturbing it.
 
 Exporting a network and making its program functional replaces methods of torch's classes while it lasts, in every
-thread: nothing that runs beside it can be trusted. Loading what was exported replaces nothing.
+thread: nothing that runs beside it can be trusted. Reading what was exported replaces nothing.
 """
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from concurrent.futures import Executor
 
-from serve_app.compile_command import compile_for
+from serve_app.compile_command import compile_for, keys_for
 from serve_app.settings import AppSettings
 from serve_app.tail_cache import TailCache
 from serve_app.tail_runner import TailRunner
 from split_inference.errors import ConfigError, SplitInferenceError
-from split_inference.model_cache import cache_place, load_cached_model
+from split_inference.model_cache import cache_place, load_cached_model, read_cached_model
+from split_inference.model_catalog import LoadedModel, load_model
 
 # The largest networks compile in ten minutes on two cores.
 CHILD_TIMEOUT_S = 3600.0
@@ -32,20 +34,26 @@ def load_runner(settings: AppSettings, *, say: Callable[[str], None] = lambda li
     )
 
 
-def loads_undisturbing(settings: AppSettings) -> bool:
-    """Whether the program comes from the cache, so that it may be loaded beside a model that runs."""
-    place = _place(settings)
-    return place is not None and place.is_dir()
+async def load_runner_beside(settings: AppSettings, *, model_thread: Executor) -> TailRunner:
+    """As `load_runner`, while another model runs in `model_thread`. Raises UsageError in one line.
+
+    What has to be exported or compiled is so in a child process. Programs that the cache does not keep may have to be
+    made functional: that takes its turn in the model's thread, and holds batches up for as long.
+    """
+    folder = TailCache(settings.execution.cache).models()
+    loaded = await asyncio.to_thread(read_cached_model, settings.model, folder)
+    if loaded is None and cache_place(settings.model, folder) is not None:
+        await asyncio.to_thread(prepare_in_child, settings)
+        loaded = await asyncio.to_thread(read_cached_model, settings.model, folder)
+    if loaded is None:
+        loaded = await asyncio.get_running_loop().run_in_executor(model_thread, load_model, settings.model)
+    if await asyncio.to_thread(_lacks_tails, settings, loaded):
+        await asyncio.to_thread(prepare_in_child, settings)
+    return await asyncio.to_thread(TailRunner.of, loaded, settings)
 
 
 def prepare_in_child(settings: AppSettings) -> None:
-    """Fill the caches with the exported program and its compiled tails, in another process.
-
-    Does nothing where there is nothing to do. Raises ConfigError in one line.
-    """
-    cached = _place(settings)
-    if not settings.compiles and (cached is None or cached.is_dir()):
-        return
+    """Fill the caches with the exported program and its compiled tails, in another process. Raises ConfigError."""
     try:
         done = subprocess.run(
             [sys.executable, "-m", "serve_app.model_loading"],
@@ -74,8 +82,11 @@ def main() -> int:
     return 0
 
 
-def _place(settings: AppSettings) -> Path | None:
-    return cache_place(settings.model, TailCache(settings.execution.cache).models())
+def _lacks_tails(settings: AppSettings, loaded: LoadedModel) -> bool:
+    if not settings.compiles:
+        return False
+    cache = TailCache(settings.execution.cache)
+    return any(cache.library(key) is None for key in keys_for(settings, loaded))
 
 
 if __name__ == "__main__":

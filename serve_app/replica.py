@@ -6,7 +6,6 @@ Knows how to start (and says what each phase took), to change its knobs and its 
 from __future__ import annotations
 
 import asyncio
-import functools
 import gc
 import logging
 import os
@@ -19,10 +18,11 @@ from typing import Any
 
 import torch
 
+from serve_app.admission import Admission
 from serve_app.grpc_front import GrpcFront
 from serve_app.ingress import Ingress
 from serve_app.metrics import Instrument, Metric, MetricsObserver, ModelInfo, card_names, codec_family
-from serve_app.model_loading import load_runner, loads_undisturbing, prepare_in_child
+from serve_app.model_loading import load_runner, load_runner_beside
 from serve_app.monitor import Monitor
 from serve_app.observer import BatchFacts, Observer, Observers, RequestFacts
 from serve_app.replica_stats import ReplicaStats
@@ -32,6 +32,7 @@ from serve_app.service import Call
 from serve_app.settings import AppSettings, LiveSettings
 from serve_app.tail_runner import TailRunner
 from serve_app.tokens import TokenBook
+from split_inference.errors import SplitInferenceError
 from split_inference.settings import read_settings
 from split_inference.wire import Prediction
 
@@ -39,8 +40,6 @@ LOG = logging.getLogger(__name__)
 # Seconds that a thread may keep Python's lock while another one wants it. With the default of 5 ms the model waits that
 # long for the busy event loop, each time that a batch needs Python.
 SWITCH_INTERVAL_S = 5e-4
-# How long a change of weights waits for the last answers of the old ones; they are given also after it.
-RETIRING_S = 5.0
 VERSION = metadata.version("split-inference")
 
 
@@ -71,15 +70,20 @@ class Replica:
         self.stats = ReplicaStats()
         self._monitor = _MonitorSwitch()
         watchers: list[Observer] = [self.stats, RequestLog(log), self._monitor]
-        self._metrics = MetricsObserver(make_instrument, pending=self._pending) if make_instrument else None
-        if self._metrics is not None:
+        # Of all weights: who asks does not become two clients while they change.
+        self._admission = Admission(settings.limits, now_s=time.perf_counter)
+        self._metrics: MetricsObserver | None = None
+        if make_instrument is not None:
+            self._metrics = MetricsObserver(
+                make_instrument, pending=lambda: self._admission.pending, weights_pending=lambda: self.is_changing
+            )
             watchers.append(self._metrics)
         self._observers = Observers(watchers, log=log)
-        # One change at a time, and old weights that still answer.
-        self._changing = asyncio.Lock()
-        self._retiring: set[asyncio.Task[None]] = set()
-        settings = settings.with_live(self._live)
-        self._served = self._serve(load_runner(settings, say=say), settings, self._live)
+        self._change: asyncio.Task[None] | None = None
+        self._refused: AppSettings | None = None
+        self._retiring: ServedModel | None = None
+        wanted = self._wanted
+        self._served = self._serve(load_runner(wanted, say=say), wanted)
         self.grpc = GrpcFront(self._served.service, tokens=self._tokens, log=log)
         self._show()
         self._forget_garbage()
@@ -95,30 +99,30 @@ class Replica:
         """Of the weights that answer now."""
         return self._served.runner.digest
 
-    async def reconfigure(self, live: Mapping[str, Any] | LiveSettings | None) -> None:
-        """Obey `user_config` from now on. Raises UsageError, and then nothing has changed.
+    @property
+    def is_changing(self) -> bool:
+        """Whether other weights are wanted than those that answer: they are being loaded, or could not be."""
+        return self._wanted != self._served.settings
 
-        Other weights are loaded and warmed up beside those that answer; requests that began with the old ones are
-        answered by them, and later ones with their digest get 409.
+    def reconfigure(self, live: Mapping[str, Any] | LiveSettings | None) -> None:
+        """Obey `user_config` from now on; in the event loop. Raises ConfigError, and then nothing has changed.
+
+        Returns at once: Serve takes a replica out of every list until it does. Other weights are loaded and warmed up
+        beside those that answer; when they do instead, requests that began with the old ones are still answered by
+        them, and later ones with their digest get 409. Weights that cannot be loaded are an error in the log and
+        `is_changing`, and nothing else.
         """
-        wanted = read_settings(LiveSettings, live or {}, root="user_config")
-        async with self._changing:
-            settings = self._settings.with_live(wanted)
-            if settings == self._served.settings:
-                self._live = wanted
-                self._served.service.set_batching(wanted.batching)
-                self._show()
-                return
-            runner = await self._load(settings)
-            new = await asyncio.to_thread(self._serve, runner, settings, wanted)
-            self._say(f"{runner.name}: weights {runner.digest[:12]} answer, {self.digest[:12]} retire")
-            retiring = asyncio.get_running_loop().create_task(self._retire(self._served))
-            self._served, self._live = new, wanted
-            self.grpc.serve(new.service)
-            self._show()
-            self._retiring.add(retiring)
-            retiring.add_done_callback(self._retiring.discard)
-            await asyncio.wait({retiring}, timeout=RETIRING_S)
+        self._live = read_settings(LiveSettings, live or {}, root="user_config")
+        self._served.service.set_batching(self._live.batching)
+        self._refused = None
+        self._show()
+        if self.is_changing and (self._change is None or self._change.done()):
+            self._change = asyncio.get_running_loop().create_task(self._change_weights())
+
+    async def settled(self) -> None:
+        """Return when no weights are being loaded or retired."""
+        if self._change is not None:
+            await asyncio.wait({self._change})
 
     def check_health(self) -> None:
         """Raise RuntimeError where the model hangs; also the time to refresh gauges."""
@@ -128,31 +132,59 @@ class Replica:
 
     async def close(self) -> None:
         """Answer what is queued, then end."""
-        if self._retiring:
-            await asyncio.wait(set(self._retiring))
+        if self._change is not None:
+            self._change.cancel()
+            await asyncio.wait({self._change})
+        if self._retiring is not None:
+            await self._retiring.retire()
         await self._served.close()
+        if self._gpu_thread is not None:
+            self._gpu_thread.shutdown(wait=False)
 
-    async def _load(self, settings: AppSettings) -> TailRunner:
-        """Other weights, while the model serves."""
-        await asyncio.to_thread(prepare_in_child, settings)
-        beside = await asyncio.to_thread(loads_undisturbing, settings)
-        # What may disturb the model waits for its turn, and holds the batches up for as long as it takes.
-        thread = None if beside else self._served.model_thread
-        return await asyncio.get_running_loop().run_in_executor(
-            thread, functools.partial(load_runner, settings, say=self._say)
-        )
+    @property
+    def _wanted(self) -> AppSettings:
+        return self._settings.with_live(self._live)
 
-    async def _retire(self, old: ServedModel) -> None:
-        await old.retire()
-        del old
-        # On a GPU, where everything else calls it: what the old weights held is given back there.
+    async def _change_weights(self) -> None:
+        """Until those answer that are wanted, or cannot be had."""
+        while self.is_changing and self._wanted != self._refused:
+            wanted = self._wanted
+            try:
+                runner = await load_runner_beside(wanted, model_thread=self._served.model_thread)
+                new = await asyncio.to_thread(self._serve, runner, wanted)
+            except Exception as error:
+                # Whatever it is: those that answer go on doing so.
+                self._refused = wanted
+                self._log.error(
+                    "user_config.model: %s is not served, %s goes on: %s",
+                    *(wanted.model, self._served.settings.model, " ".join(str(error).split())),
+                    exc_info=None if isinstance(error, SplitInferenceError) else error,
+                )
+                continue
+            if wanted != self._wanted:
+                await new.close()
+                continue
+            await self._exchange(new)
+
+    async def _exchange(self, new: ServedModel) -> None:
+        self._say(f"{new.runner.name}: {new.runner.digest[:12]} answers, {self.digest[:12]} retires")
+        self._retiring, self._served = self._served, new
+        new.service.set_batching(self._live.batching)
+        self.grpc.serve(new.service)
+        self.stats.other_weights()
+        self._show()
+        await self._retiring.retire()
+        self._retiring = None
+        self._show()
+        # On a GPU in its thread, like all that calls it: what the old weights held there is given back.
         await asyncio.get_running_loop().run_in_executor(self._gpu_thread, self._forget_garbage)
 
-    def _serve(self, runner: TailRunner, settings: AppSettings, live: LiveSettings) -> ServedModel:
+    def _serve(self, runner: TailRunner, settings: AppSettings) -> ServedModel:
         return ServedModel(
             runner,
             settings,
-            batching=live.batching,
+            batching=self._live.batching,
+            admission=self._admission,
             tokens=self._tokens,
             observers=self._observers,
             model_thread=self._gpu_thread,
@@ -166,11 +198,12 @@ class Replica:
         """Tell metrics and monitor what is served."""
         runner = self._served.runner
         if self._metrics is not None:
-            split_points, codecs = card_names(runner.card)
+            # Those of the last answers of retiring weights, too.
+            named = [card_names(each.runner.card) for each in (self._served, self._retiring) if each is not None]
             self._metrics.serve(
-                split_points=split_points,
+                split_points={name for split_points, _ in named for name in split_points},
                 # Batches, and so these series, are told apart by quantizer.
-                codecs={quantizer_of(name) for name in codecs} | {"input"},
+                codecs={quantizer_of(name) for _, codecs in named for name in codecs} | {"input"},
                 info=ModelInfo(model=runner.name, digest=runner.digest, version=VERSION),
             )
         monitor = self._monitor.monitor
@@ -186,15 +219,14 @@ class Replica:
         self._monitor.monitor = self.ingress.monitor = monitor
         runner.watch = monitor.saw_features if monitor else None
 
-    def _pending(self) -> int:
-        return self._served.service.pending
-
     def _forget_garbage(self) -> None:
         # The modules and graphs that live for ever are a million objects: looking through them for garbage held
         # everything up for 0.3 s (measured). Frozen, they are never looked at again, until other weights come.
         gc.unfreeze()
         gc.collect()
         gc.freeze()
+        if self._gpu_thread is not None:
+            torch.cuda.empty_cache()
 
 
 class _MonitorSwitch:

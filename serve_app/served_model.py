@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from serve_app.admission import Admission
 from serve_app.batching import CostModel
 from serve_app.ingress import Ingress
 from serve_app.observer import Observers
@@ -37,6 +38,7 @@ class ServedModel:
         settings: AppSettings,
         *,
         batching: BatchingSettings,
+        admission: Admission,
         tokens: TokenBook,
         observers: Observers,
         model_thread: ThreadPoolExecutor | None = None,
@@ -67,6 +69,7 @@ class ServedModel:
             limits=settings.limits,
             batching=batching,
             cost=cost,
+            admission=admission,
             observers=observers,
             thread_start=lambda: torch.set_num_threads(settings.threads),
             model_thread=self.model_thread,
@@ -79,7 +82,7 @@ class ServedModel:
     async def retire(self) -> None:
         """Return when every request that came in was answered, and let the threads end. No new ones may come."""
         # Also those whose body is still arriving: they have their place, and will want the batcher.
-        while self.service.pending:
+        while self.service.unanswered:
             await asyncio.sleep(_LOOK_S)
         await self.close()
 

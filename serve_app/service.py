@@ -114,6 +114,7 @@ class InferenceService:
         limits: Limits | None = None,
         batching: BatchingSettings | None = None,
         cost: CostModel | None = None,
+        admission: Admission | None = None,
         observers: Observers | None = None,
         now_s: Callable[[], float] = time.perf_counter,
         thread_start: Callable[[], None] = lambda: None,
@@ -123,10 +124,11 @@ class InferenceService:
         on_predictions: Callable[[Call, Sequence[Prediction]], None] = lambda call, best: None,
         log: logging.Logger = LOG,
     ) -> None:
+        """`admission` is that of all models of this process, by default one of its own."""
         self.runner = runner
         self.limits = limits or Limits()
         self.now_s = now_s
-        self.admission = Admission(self.limits, now_s=now_s)
+        self.admission = admission or Admission(self.limits, now_s=now_s)
         self._observers = observers or Observers(())
         self._on_predictions = on_predictions
         self._margin = WaitMargin()
@@ -152,6 +154,11 @@ class InferenceService:
         return self.admission.pending
 
     @property
+    def unanswered(self) -> int:
+        """Those that this service has to answer."""
+        return self.admission.held_by(self)
+
+    @property
     def batching(self) -> BatchingSettings:
         """The knobs that are in force."""
         return self._batcher.settings
@@ -162,7 +169,7 @@ class InferenceService:
 
     def enter(self, client: Client, *, body_bytes: int) -> AbstractContextManager[Ticket]:
         """Hold a place until the answer is made. Raises OverShareError or OverloadedError."""
-        return self.admission.enter(client=client, body_bytes=body_bytes)
+        return self.admission.enter(client=client, body_bytes=body_bytes, holder=self)
 
     def check_digest(self, digest: str | None) -> None:
         """Refuse another model's digest, given as hexadecimal digits, before anything is read."""

@@ -94,8 +94,9 @@ class LiveSettings(Settings):
     """`user_config` of the deployment: what Serve may change on running replicas, without a restart."""
 
     model: ModelUriText | None = None
-    """URI of the weights to serve instead of `args.model`: loaded beside the old ones, which answer until then. A
-    change of `args` restarts every replica; this takes a second or two, and for as long the memory of both."""
+    """URI of the weights to serve instead of `args.model`, for as long as it is here: loaded beside the old ones, which
+    answer until then, and go on where it cannot be. A change of `args` restarts every replica; this restarts none, and
+    takes the memory of both for a moment."""
     calibration: Path | None = None
     """Calibration of those weights, in the place of `args.calibration`, which is for the others."""
     batching: BatchingSettings = BatchingSettings()
@@ -176,7 +177,7 @@ class AppSettings(Settings):
 
     def with_live(self, live: LiveSettings) -> AppSettings:
         """These settings with the weights that `user_config` puts in the place of `model`, where it does."""
-        if live.model is None:
+        if live.model is None or (live.model == self.model and live.calibration is None):
             return self
         return self.model_copy(update={"model": live.model, "calibration": live.calibration})
 

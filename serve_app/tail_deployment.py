@@ -40,7 +40,7 @@ class TailReplica:
         So weights that `user_config` names are loaded at once, and those of `args` never.
         """
         if hasattr(self, "_replica"):
-            await self._replica.reconfigure(user_config)
+            self._replica.reconfigure(user_config)
             return
         from serve_app.ray_metrics import ray_instrument
         from serve_app.replica import Replica

@@ -145,6 +145,11 @@ class TailRunner:
         loaded = load_cached_model(settings.model, TailCache(settings.execution.cache).models())
         on_phase(f"{loaded.name}: loaded and split in {time.perf_counter() - started_s:.1f} s")
         on_loaded(loaded)
+        return cls.of(loaded, settings)
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, settings: AppSettings) -> TailRunner:
+        """For a model that is loaded, whatever URI the settings name. Raises UsageError or UnknownSplitPointError."""
         calibration = calibration_for(settings, digest=loaded.model.digest)
         return cls(
             loaded.model,

@@ -63,6 +63,15 @@ def load_cached_model(uri: str, folder: Path) -> LoadedModel:
     return loaded
 
 
+def read_cached_model(uri: str, folder: Path) -> LoadedModel | None:
+    """What lies in `folder` already, and nothing else: None where it is not there, or not whole.
+
+    Reading runs no network and exports none.
+    """
+    place = cache_place(uri, folder)
+    return None if place is None else _read(uri, place)
+
+
 def cache_place(uri: str, folder: Path) -> Path | None:
     """The folder that this URI's program would lie in; None where it is not cached. Reads the files that it names."""
     parsed = parse_uri(uri)

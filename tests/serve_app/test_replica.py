@@ -6,8 +6,9 @@ Shape legend: N samples, K classes.
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
+import threading
+import time
 import weakref
 
 import httpx
@@ -17,14 +18,16 @@ import torch
 
 from serve_app import model_loading
 from serve_app import replica as replica_module
-from serve_app.metrics import MODEL_INFO
-from serve_app.model_loading import loads_undisturbing, prepare_in_child
+from serve_app.metrics import MODEL_INFO, WEIGHTS_PENDING
+from serve_app.model_loading import prepare_in_child
 from serve_app.replica import Replica
-from serve_app.settings import AppSettings, LiveSettings
+from serve_app.settings import AppSettings, BatchingSettings
 from serve_app.tail_cache import TailCache
-from split_inference.errors import ConfigError, ModelLoadError, UsageError
+from split_inference.errors import ConfigError, UsageError
 from split_inference.grpc.inference_pb2 import FrameRequest
+from split_inference.model_cache import read_cached_model
 from split_inference.model_catalog import load_model
+from split_inference.model_split import SplittableModel
 from split_inference.wire import FRAME_MEDIA_TYPE, decode_reply
 from tests.serve_app.helpers import ROUTE, asgi, frame_of
 from tests.split_inference.models import Branches, seeded
@@ -40,7 +43,8 @@ def package(folder, seed):
         dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=16)},),
     )  # fmt: skip
     file = folder / f"weights-{seed}.pt2"
-    torch.export.save(program, file)
+    # Functional, as the cache has them: loading takes a third of the time.
+    torch.export.save(SplittableModel(program).functional, file)
     file.with_suffix(".card.json").write_text(json.dumps({"labels": LABELS}))
     return f"pt2:{file}"
 
@@ -82,9 +86,11 @@ class Client:
     def __init__(self, replica):
         transport = httpx.ASGITransport(app=asgi(lambda request: replica.ingress.answer(request)), root_path=ROUTE)
         self._client = httpx.AsyncClient(transport=transport, base_url="http://server")
+        self._replica = replica
         self.seen = []
+        """Of each request: its digest, its status, and whose turn it was when it was answered."""
 
-    async def ask(self, of, number):
+    async def ask(self, of, number=0):
         """The status; a 200 has to be the reference's bits."""
         answer = await self._client.post(
             f"{ROUTE}?output=logits", content=of.frames[number], headers={"content-type": FRAME_MEDIA_TYPE}
@@ -93,11 +99,27 @@ class Client:
             reply = decode_reply(answer.content)
             assert reply.model_digest.hex() == of.digest[:32]
             np.testing.assert_array_equal(reply.logits, of.logits_NK[number : number + 1])
-        self.seen.append((of.digest, answer.status_code))
+        self.seen.append((of.digest, answer.status_code, self._replica.digest))
         return answer.status_code
 
     async def card(self):
         return (await self._client.get(ROUTE)).json()
+
+
+def serving_threads():
+    """Threads of batchers and services; some end a moment after they were told to."""
+    for _ in range(100):
+        names = sorted(each.name.rpartition("_")[0] for each in threading.enumerate())
+        yield [name for name in names if name in ("model", "prepare", "input")]
+        time.sleep(0.02)
+
+
+def run(scenario):
+    """The scenario in an event loop; afterwards no thread that served is left."""
+    before = next(serving_threads())
+    result = asyncio.run(scenario)
+    assert any(threads == before for threads in serving_threads())
+    return result
 
 
 def test_weights_are_replaced_while_requests_run_and_every_answer_is_that_of_its_digest(settings, weights):
@@ -118,65 +140,136 @@ def test_weights_are_replaced_while_requests_run_and_every_answer_is_that_of_its
         senders = [asyncio.create_task(load(of, turn)) for of in weights for turn in range(4)]
         while len(client.seen) < 50:
             await asyncio.sleep(0.01)
+        began = len(client.seen)
+        replica.reconfigure({"model": new.uri, "batching": {"max_batch_samples": 1}})
         assert replica.digest == old.digest
-        before = len(client.seen)
-        await replica.reconfigure({"model": new.uri, "batching": {"max_batch_samples": 1}})
-        assert len(client.seen) > before, "nobody was answered while the weights were loaded"
-        changed = len(client.seen)
-        while len(client.seen) < changed + 50:
+        await replica.settled()
+        assert not replica.is_changing
+        assert (await client.card())["digest"] == replica.digest == new.digest
+        # By the replica's own doing: nobody here collects garbage.
+        assert first() is None, "the old weights are still in memory"
+        ended = len(client.seen)
+        while len(client.seen) < ended + 50:
             await asyncio.sleep(0.01)
         done.set()
         await asyncio.gather(*senders)
-        assert (await client.card())["digest"] == replica.digest == new.digest
         await replica.close()
-        return first, client.seen
+        return client.seen, began
 
-    first, seen = asyncio.run(scenario())
-    # Nothing but answers and 409, and each digest's answers on its own side of one moment.
-    assert {status for _, status in seen} == {200, 409}
-    first_new = seen.index((new.digest, 200))
-    # Requests that began before that moment may end after it: at most one of each of the four senders.
-    assert seen[first_new:].count((old.digest, 200)) <= 4
-    gc.unfreeze()
-    gc.collect()
-    assert first() is None, "the old weights are still in memory"
+    seen, began = run(scenario())
+    assert {status for _, status, _ in seen} == {200, 409}
+    # While the new weights were loaded, the old ones answered (but for the time in their thread), and refusals came.
+    assert seen[began:].count((old.digest, 200, old.digest)) > 2
+    assert seen[began:].count((new.digest, 409, old.digest)) > 50
+    # Requests that began before the exchange may end after it: at most one of each of the four senders.
+    assert seen.count((old.digest, 200, new.digest)) <= 4
+    assert seen.count((new.digest, 200, old.digest)) == 0
+    assert seen.count((new.digest, 200, new.digest)) > 10
 
 
 def test_what_the_same_settings_name_stays_and_knobs_change_alone(settings, weights):
     async def scenario():
         replica = Replica(settings)
         served = replica._served
-        await replica.reconfigure({"batching": {"max_batch_samples": 3}})
-        assert replica._served is served
-        assert served.service.batching.max_batch_samples == 3
-        await replica.reconfigure({"model": weights[0].uri})
-        assert replica._served is served
-        await replica.reconfigure(None)
-        assert served.service.batching == LiveSettings().batching
+        for live, batching in [
+            ({"batching": {"max_batch_samples": 3}}, BatchingSettings(max_batch_samples=3)),
+            ({"model": weights[0].uri}, BatchingSettings()),
+            (None, BatchingSettings()),
+        ]:
+            replica.reconfigure(live)
+            assert not replica.is_changing
+            await replica.settled()
+            assert replica._served is served
+            assert served.service.batching == batching
         await replica.close()
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
-@pytest.mark.parametrize(
-    ("live", "kind"),
-    [
-        ({"model": "pt2:/no/such.pt2"}, ModelLoadError),
-        ({"no_such_knob": "x"}, ConfigError),
-        ({"calibration": "x"}, ConfigError),
-    ],
-)
-def test_what_cannot_be_served_changes_nothing(settings, weights, live, kind):
+@pytest.mark.parametrize("live", [{"no_such_knob": "x"}, {"calibration": "x"}, {"batching": {"max_in_flight": 9}}])
+def test_a_wrong_user_config_is_refused_and_changes_nothing(settings, weights, live):
     async def scenario():
         replica = Replica(settings)
-        served = replica._served
-        with pytest.raises(kind):
-            await replica.reconfigure(live)
-        assert replica._served is served
-        assert await Client(replica).ask(weights[0], 0) == 200
+        with pytest.raises(ConfigError):
+            replica.reconfigure(live)
+        assert not replica.is_changing
+        assert await Client(replica).ask(weights[0]) == 200
         await replica.close()
 
-    asyncio.run(scenario())
+    run(scenario())
+
+
+@pytest.mark.parametrize("uri", ["pt2:/no/such.pt2", "resnet34?weights=/no/such.safetensors", "no-such-model"])
+def test_weights_that_cannot_be_loaded_are_logged_and_the_old_ones_go_on(settings, weights, uri, caplog):
+    async def scenario():
+        replica = Replica(settings)
+        replica.reconfigure({"model": uri})
+        await replica.settled()
+        assert replica.digest == weights[0].digest
+        assert await Client(replica).ask(weights[0]) == 200
+        [line] = [each for each in caplog.records if each.levelname == "ERROR"]
+        assert uri in line.getMessage()
+        assert line.exc_info is None
+        # The next ones are served as if nothing had been.
+        replica.reconfigure({"model": weights[1].uri})
+        await replica.settled()
+        assert not replica.is_changing
+        assert await Client(replica).ask(weights[1]) == 200
+        await replica.close()
+
+    run(scenario())
+
+
+def test_a_fault_while_loading_is_logged_with_its_traceback_and_the_old_weights_go_on(
+    settings, weights, monkeypatch, caplog
+):
+    async def broken(*_, **options):
+        raise ZeroDivisionError("a fault of ours")
+
+    async def scenario():
+        replica = Replica(settings)
+        monkeypatch.setattr(replica_module, "load_runner_beside", broken)
+        replica.reconfigure({"model": weights[1].uri})
+        await replica.settled()
+        assert await Client(replica).ask(weights[0]) == 200
+        await replica.close()
+
+    run(scenario())
+    [line] = [each for each in caplog.records if each.levelname == "ERROR"]
+    assert line.exc_info is not None
+
+
+def test_of_two_changes_the_later_one_counts(settings, weights, tmp_path):
+    async def scenario():
+        replica = Replica(settings)
+        replica.reconfigure({"model": weights[1].uri})
+        await asyncio.sleep(0.05)
+        replica.reconfigure(None)
+        await replica.settled()
+        assert replica.digest == weights[0].digest
+        replica.reconfigure({"model": package(tmp_path, seed=3)})
+        await asyncio.sleep(0.05)
+        replica.reconfigure({"model": weights[1].uri, "batching": {"max_batch_samples": 2}})
+        await replica.settled()
+        assert replica.digest == weights[1].digest
+        assert replica._served.service.batching.max_batch_samples == 2
+        await replica.close()
+
+    run(scenario())
+
+
+def test_a_replica_that_ends_in_the_middle_of_a_change_answers_what_it_has(settings, weights):
+    async def scenario():
+        replica = Replica(settings)
+        client = Client(replica)
+        replica.reconfigure({"model": weights[1].uri})
+        asked = asyncio.create_task(client.ask(weights[0]))
+        await asyncio.sleep(0.02)
+        await asyncio.wait_for(replica.close(), timeout=30)
+        assert await asked == 200
+
+    # What it was loading, it loads to the end: two of these at once would spoil each other.
+    run(scenario())
 
 
 def test_a_replica_that_starts_with_replaced_weights_loads_no_others(settings, weights, monkeypatch):
@@ -190,10 +283,10 @@ def test_a_replica_that_starts_with_replaced_weights_loads_no_others(settings, w
 
     async def scenario():
         replica = Replica(settings, live={"model": weights[1].uri})
-        assert await Client(replica).ask(weights[1], 0) == 200
+        assert await Client(replica).ask(weights[1]) == 200
         await replica.close()
 
-    asyncio.run(scenario())
+    run(scenario())
     assert loaded == [weights[1].uri]
 
 
@@ -214,13 +307,14 @@ def test_an_open_stream_gets_answers_of_the_new_weights(settings, weights):
             statuses.append(reply.status)
             np.testing.assert_array_equal(decode_reply(reply.reply).logits, of.logits_NK[:1])
             if of is weights[0]:
-                await replica.reconfigure({"model": weights[1].uri})
+                replica.reconfigure({"model": weights[1].uri})
+                await replica.settled()
         asked.put_nowait(None)
         assert [each async for each in replies] == []
         await replica.close()
         return statuses
 
-    assert asyncio.run(scenario()) == [200, 200]
+    assert run(scenario()) == [200, 200]
 
 
 def test_a_request_whose_body_is_slow_is_answered_by_the_weights_that_it_came_to(settings, weights):
@@ -239,17 +333,54 @@ def test_a_request_whose_body_is_slow_is_answered_by_the_weights_that_it_came_to
             headers = {"content-type": FRAME_MEDIA_TYPE, "content-length": str(len(frame))}
             slow = asyncio.create_task(client.post(f"{ROUTE}?output=logits", content=body(), headers=headers))
             await asyncio.sleep(0.05)
-            change = asyncio.create_task(replica.reconfigure({"model": weights[1].uri}))
+            replica.reconfigure({"model": weights[1].uri})
             while replica.digest != weights[1].digest:
                 await asyncio.sleep(0.01)
-            assert not change.done()
+            assert replica._retiring is not None
+            assert replica._admission.pending == 1
             arrived.set()
             answer = await slow
-            await change
+            await replica.settled()
         np.testing.assert_array_equal(decode_reply(answer.content).logits, weights[0].logits_NK[:1])
         await replica.close()
 
-    asyncio.run(scenario())
+    run(scenario())
+
+
+def test_a_model_that_hangs_is_unwell_also_when_others_took_its_place(weights, tmp_path, monkeypatch):
+    go_on = threading.Event()
+    settings = AppSettings.model_validate(
+        {"model": weights[0].uri, "limits": {"max_request_age_s": 0.2}, "execution": {"cache": tmp_path}}
+    )
+
+    async def beside(settings, *, model_thread):
+        return await asyncio.to_thread(model_loading.load_runner, settings)
+
+    monkeypatch.setattr(replica_module, "load_runner_beside", beside)
+
+    async def scenario():
+        replica = Replica(settings)
+        runs = replica._served.runner.run
+
+        def hangs(*arguments):
+            go_on.wait(timeout=60)
+            return runs(*arguments)
+
+        monkeypatch.setattr(replica._served.runner, "run", hangs)
+        hung = asyncio.create_task(Client(replica).ask(weights[0]))
+        await asyncio.sleep(0.3)
+        replica.reconfigure({"model": weights[1].uri})
+        while replica.digest != weights[1].digest:
+            await asyncio.sleep(0.01)
+        with pytest.raises(RuntimeError, match="has waited"):
+            replica.check_health()
+        go_on.set()
+        assert await hung == 200
+        await replica.settled()
+        replica.check_health()
+        await replica.close()
+
+    run(scenario())
 
 
 def test_metrics_and_monitor_say_which_weights_answer(settings, weights):
@@ -260,6 +391,8 @@ def test_metrics_and_monitor_say_which_weights_answer(settings, weights):
         def record(self, value, labels):
             if self.metric == MODEL_INFO:
                 info[labels["digest"]] = value
+            elif self.metric == WEIGHTS_PENDING:
+                info["pending"] = value
 
         def flush(self):
             pass
@@ -269,31 +402,89 @@ def test_metrics_and_monitor_say_which_weights_answer(settings, weights):
     async def scenario():
         replica = Replica(settings, live={"monitor": True}, make_instrument=Kept)
         replica.check_health()
-        assert info == {weights[0].digest[:12]: 1}
-        await replica.reconfigure({"monitor": True, "model": weights[1].uri})
+        assert info == {weights[0].digest[:12]: 1, "pending": 0}
+        replica.reconfigure({"monitor": True, "model": weights[1].uri})
         replica.check_health()
-        assert info == {weights[0].digest[:12]: 0, weights[1].digest[:12]: 1}
+        assert info == {weights[0].digest[:12]: 1, "pending": 1}
+        await replica.settled()
+        replica.check_health()
+        assert info == {weights[0].digest[:12]: 0, weights[1].digest[:12]: 1, "pending": 0}
         transport = httpx.ASGITransport(app=asgi(replica.ingress.answer), root_path=ROUTE)
         async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
             data = (await client.get(f"{ROUTE}/monitor/data")).json()
         assert data["digest"] == weights[1].digest
         await replica.close()
 
-    asyncio.run(scenario())
+    run(scenario())
+
+
+class Loading:
+    """Stands for the cache, the child and the loader, and remembers in which thread each was called."""
+
+    def __init__(self, monkeypatch, *, cached, cacheable, compiles=()):
+        self.calls = []
+        self._cached = cached
+        monkeypatch.setattr(model_loading, "read_cached_model", self._read)
+        monkeypatch.setattr(model_loading, "cache_place", lambda uri, folder: folder if cacheable else None)
+        monkeypatch.setattr(model_loading, "prepare_in_child", self._prepare)
+        monkeypatch.setattr(model_loading, "load_model", self._load)
+        lacking = list(compiles)
+        monkeypatch.setattr(model_loading, "_lacks_tails", lambda settings, loaded: lacking.pop() if lacking else False)
+
+    def _note(self, what):
+        self.calls.append((what, "model" if threading.current_thread().name.startswith("model") else "beside"))
+
+    def _read(self, uri, folder):
+        self._note("read")
+        return load_model(uri) if self._cached else None
+
+    def _prepare(self, settings):
+        self._note("child")
+        self._cached = True
+
+    def _load(self, uri):
+        self._note("load")
+        return load_model(uri)
+
+
+@pytest.mark.parametrize(
+    ("given", "calls"),
+    [
+        ({"cached": True, "cacheable": True}, ["read beside"]),
+        ({"cached": False, "cacheable": True}, ["read beside", "child beside", "read beside"]),
+        ({"cached": False, "cacheable": False}, ["read beside", "load model"]),
+        ({"cached": True, "cacheable": True, "compiles": [True]}, ["read beside", "child beside"]),
+    ],
+)
+def test_what_may_disturb_a_model_is_done_in_its_own_thread_or_in_a_child(settings, weights, monkeypatch, given, calls):
+    loading = Loading(monkeypatch, **given)
+
+    async def scenario():
+        replica = Replica(settings)
+        replica.reconfigure({"model": weights[1].uri})
+        await replica.settled()
+        assert await Client(replica).ask(weights[1]) == 200
+        await replica.close()
+
+    run(scenario())
+    assert loading.calls == [tuple(each.split()) for each in calls]
 
 
 @pytest.mark.slow
-def test_what_has_to_be_exported_is_so_in_a_child_and_then_comes_from_the_cache(tmp_path):
+def test_a_child_exports_and_what_it_exported_is_read_without_exporting(tmp_path):
     settings = AppSettings.model_validate({"model": "resnet18?weights=random", "execution": {"cache": tmp_path}})
-    assert not loads_undisturbing(settings)
+    folder = TailCache(tmp_path).models()
+    assert read_cached_model(settings.model, folder) is None
     prepare_in_child(settings)
-    assert loads_undisturbing(settings)
-    [place] = TailCache(tmp_path).models().iterdir()
-    written = place.stat().st_mtime_ns
-    prepare_in_child(settings)
-    assert place.stat().st_mtime_ns == written
+    loaded = read_cached_model(settings.model, folder)
+    assert loaded is not None
+    assert loaded.card.uri == settings.model
+    [place] = folder.iterdir()
+    (place / "about.json").unlink()
+    assert read_cached_model(settings.model, folder) is None
 
 
+@pytest.mark.slow
 def test_a_child_that_cannot_prepare_says_why_in_one_line(tmp_path):
     settings = AppSettings.model_validate(
         {"model": "resnet18?weights=random&seed=no", "execution": {"cache": tmp_path}}
