@@ -4,8 +4,8 @@ Knows torch.cuda. Knows no model, no batch and no Ray.
 
 All CUDA calls of a replica come from one thread, the micro-batcher's model thread: while a graph is captured, calls of
 other threads (allocating, pinning, waiting) can spoil it; and one stream then keeps copies, replays and reads in order
-without an event. How it is kept: replica.py warms up in that thread; the micro-batcher runs and discards batches in it;
-`Staging` lends other threads pageable memory only; and `OneThread` refuses whoever calls from elsewhere.
+without an event. How it is kept: served_model.py warms up in that thread; the micro-batcher runs and discards batches
+in it; `Staging` lends other threads pageable memory only; and `OneThread` refuses whoever calls from elsewhere.
 """
 
 from __future__ import annotations

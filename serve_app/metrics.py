@@ -180,11 +180,11 @@ MODEL_INFO = Metric(
     labels=("model", "digest", "version"),
 )
 
-WEIGHTS_PENDING = Metric(
-    name="split_inference_weights_pending",
+CONFIG_PENDING = Metric(
+    name="split_inference_user_config_pending",
     kind="gauge",
     unit="1",
-    description="1 while user_config names other weights than those that answer: they are loaded, or were refused.",
+    description="1 while user_config is not in force: weights that it names are being loaded, or it was refused.",
 )
 
 METRICS: Final[tuple[Metric, ...]] = (
@@ -201,7 +201,7 @@ METRICS: Final[tuple[Metric, ...]] = (
     PADDING,
     PENDING,
     MODEL_INFO,
-    WEIGHTS_PENDING,
+    CONFIG_PENDING,
 )
 
 
@@ -241,7 +241,7 @@ class MetricsObserver:
         codecs: Iterable[str] = (),
         info: ModelInfo | None = None,
         pending: Callable[[], float] | None = None,
-        weights_pending: Callable[[], bool] | None = None,
+        config_pending: Callable[[], bool] | None = None,
     ) -> None:
         """`split_points` and `codecs` are the card's, see `card_names`; `sample` sets the last three."""
         self._instruments = {metric.name: make(metric) for metric in METRICS}
@@ -249,7 +249,7 @@ class MetricsObserver:
         self.serve(split_points=split_points, codecs=codecs, info=info)
         self._reasons = refusal_names()
         self._pending = pending
-        self._weights_pending = weights_pending
+        self._config_pending = config_pending
         # Counters wait here for `sample`: a refusal has to cost next to nothing, and nobody scrapes more often.
         self._counted: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
 
@@ -306,8 +306,8 @@ class MetricsObserver:
             self._record(PENDING, self._pending(), {})
         if self._info is not None:
             self._record(MODEL_INFO, 1, self._info.labels())
-        if self._weights_pending is not None:
-            self._record(WEIGHTS_PENDING, float(self._weights_pending()), {})
+        if self._config_pending is not None:
+            self._record(CONFIG_PENDING, float(self._config_pending()), {})
 
     def _record(self, metric: Metric, value: float, labels: dict[str, str]) -> None:
         if metric.kind == "counter":

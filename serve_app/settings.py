@@ -95,8 +95,8 @@ class LiveSettings(Settings):
 
     model: ModelUriText | None = None
     """URI of the weights to serve instead of `args.model`, for as long as it is here: loaded beside the old ones, which
-    answer until then, and go on where it cannot be. A change of `args` restarts every replica; this restarts none, and
-    takes the memory of both for a moment."""
+    answer until then, and go on where they cannot be. A change of `args` restarts every replica; this restarts none,
+    and takes the memory of both for a moment."""
     calibration: Path | None = None
     """Calibration of those weights, in the place of `args.calibration`, which is for the others."""
     batching: BatchingSettings = BatchingSettings()

@@ -173,6 +173,8 @@ class TailRunner:
             sizes = sorted({1, max_samples})
             try:
                 warmth = self._executor.warm(name, rows=sizes, codec=self._calibrated_codec)
+            except torch.AcceleratorError as error:
+                raise StickyDeviceError(str(error).splitlines()[0]) from error
             except RuntimeError as error:
                 reason = str(error).strip().splitlines()[0]
                 raise ModelLoadError(

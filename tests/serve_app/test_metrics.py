@@ -64,7 +64,7 @@ def observer(kept):
         codecs=codecs,
         info=ModelInfo(model="tiny", digest="ab" * 32, version="0.1.0"),
         pending=lambda: 7,
-        weights_pending=lambda: True,
+        config_pending=lambda: True,
     )
     kept.flush = made.flush
     return made
@@ -135,7 +135,7 @@ def test_gauges_are_set_when_sampled(kept, observer):
     assert kept["pending_requests"] == []
     observer.sample()
     assert kept["pending_requests"] == [(7, {})]
-    assert kept["weights_pending"] == [(1, {})]
+    assert kept["user_config_pending"] == [(1, {})]
     assert kept["model_info"] == [(1, {"model": "tiny", "digest": "abababababab", "version": "0.1.0"})]
 
 

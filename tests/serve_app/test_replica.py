@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 import time
 import weakref
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -18,7 +20,7 @@ import torch
 
 from serve_app import model_loading
 from serve_app import replica as replica_module
-from serve_app.metrics import MODEL_INFO, WEIGHTS_PENDING
+from serve_app.metrics import CONFIG_PENDING, MODEL_INFO
 from serve_app.model_loading import prepare_in_child
 from serve_app.replica import Replica
 from serve_app.settings import AppSettings, BatchingSettings
@@ -28,6 +30,7 @@ from split_inference.grpc.inference_pb2 import FrameRequest
 from split_inference.model_cache import read_cached_model
 from split_inference.model_catalog import load_model
 from split_inference.model_split import SplittableModel
+from split_inference.model_uri import parse_uri
 from split_inference.wire import FRAME_MEDIA_TYPE, decode_reply
 from tests.serve_app.helpers import ROUTE, asgi, frame_of
 from tests.split_inference.models import Branches, seeded
@@ -184,17 +187,39 @@ def test_what_the_same_settings_name_stays_and_knobs_change_alone(settings, weig
     run(scenario())
 
 
-@pytest.mark.parametrize("live", [{"no_such_knob": "x"}, {"calibration": "x"}, {"batching": {"max_in_flight": 9}}])
-def test_a_wrong_user_config_is_refused_and_changes_nothing(settings, weights, live):
+def pending(replica):
+    """What the gauge says."""
+    return replica._is_refused or replica.is_changing
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"model": "OTHER", "no_such_knob": "x"},
+        {"model": "OTHER", "batching": {"max_in_flight": 9}},
+        {"model": " x"},
+        {"calibration": "x"},
+    ],
+)
+def test_a_wrong_user_config_ends_nothing_and_changes_nothing(settings, weights, wrong, caplog):
+    """What a replica's reconfigure raises would make Serve end it."""
+
     async def scenario():
-        replica = Replica(settings)
-        with pytest.raises(ConfigError):
-            replica.reconfigure(live)
-        assert not replica.is_changing
+        knobs = {"batching": {"max_batch_samples": 3}}
+        replica = Replica(settings, live=knobs)
+        replica.reconfigure({key: weights[1].uri if each == "OTHER" else each for key, each in wrong.items()})
+        await replica.settled()
+        assert replica.digest == weights[0].digest
+        assert replica._served.service.batching == BatchingSettings(max_batch_samples=3)
+        assert pending(replica)
         assert await Client(replica).ask(weights[0]) == 200
+        replica.reconfigure(knobs)
+        assert not pending(replica)
         await replica.close()
 
     run(scenario())
+    [line] = [each for each in caplog.records if each.levelname == "ERROR"]
+    assert "user_config is not obeyed" in line.getMessage()
 
 
 @pytest.mark.parametrize("uri", ["pt2:/no/such.pt2", "resnet34?weights=/no/such.safetensors", "no-such-model"])
@@ -237,20 +262,75 @@ def test_a_fault_while_loading_is_logged_with_its_traceback_and_the_old_weights_
     assert line.exc_info is not None
 
 
-def test_of_two_changes_the_later_one_counts(settings, weights, tmp_path):
+class Held:
+    """A loader that says when it begins, and goes on when told to."""
+
+    def __init__(self, monkeypatch):
+        self.begun, self.go_on = asyncio.Event(), asyncio.Event()
+        self.given_up = []
+        monkeypatch.setattr(replica_module, "load_runner_beside", self._load)
+
+    async def _load(self, settings, *, model_thread, given_up):
+        self.begun.set()
+        await self.go_on.wait()
+        self.given_up.append(given_up.is_set())
+        return await asyncio.to_thread(model_loading.load_runner, settings)
+
+
+def test_of_two_changes_the_later_one_counts_and_the_earlier_one_never_answers(
+    settings, weights, monkeypatch, tmp_path
+):
+    shown: list[str] = []
+
+    async def scenario():
+        replica = Replica(settings, say=shown.append)
+        first = Held(monkeypatch)
+        replica.reconfigure({"model": package(tmp_path, seed=3)})
+        await first.begun.wait()
+        replica.reconfigure({"model": weights[1].uri, "batching": {"max_batch_samples": 2}})
+        # Another knob for the same weights gives up nothing.
+        replica.reconfigure({"model": weights[1].uri, "batching": {"max_batch_samples": 3}})
+        first.go_on.set()
+        await replica.settled()
+        assert first.given_up == [True, False]
+        assert replica.digest == weights[1].digest
+        assert replica._served.service.batching.max_batch_samples == 3
+        await replica.close()
+
+    run(scenario())
+    assert len([line for line in shown if "retires" in line]) == 1
+
+
+def test_a_change_that_is_taken_back_while_it_loads_leaves_everything_as_it_was(settings, weights, monkeypatch):
     async def scenario():
         replica = Replica(settings)
+        served = replica._served
+        held = Held(monkeypatch)
         replica.reconfigure({"model": weights[1].uri})
-        await asyncio.sleep(0.05)
+        await held.begun.wait()
         replica.reconfigure(None)
+        held.go_on.set()
         await replica.settled()
-        assert replica.digest == weights[0].digest
-        replica.reconfigure({"model": package(tmp_path, seed=3)})
-        await asyncio.sleep(0.05)
-        replica.reconfigure({"model": weights[1].uri, "batching": {"max_batch_samples": 2}})
+        assert held.given_up == [True]
+        assert replica._served is served
+        await replica.close()
+
+    run(scenario())
+
+
+def test_weights_that_could_not_be_loaded_are_tried_again(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(replica_module, "RETRY_S", 0.0)
+
+    async def scenario():
+        replica = Replica(settings)
+        late = tmp_path / "weights-3.pt2"
+        replica.reconfigure({"model": f"pt2:{late}"})
         await replica.settled()
-        assert replica.digest == weights[1].digest
-        assert replica._served.service.batching.max_batch_samples == 2
+        before = replica.digest
+        package(tmp_path, seed=3)
+        replica.check_health()
+        await replica.settled()
+        assert replica.digest != before
         await replica.close()
 
     run(scenario())
@@ -351,7 +431,7 @@ def test_a_model_that_hangs_is_unwell_also_when_others_took_its_place(weights, t
         {"model": weights[0].uri, "limits": {"max_request_age_s": 0.2}, "execution": {"cache": tmp_path}}
     )
 
-    async def beside(settings, *, model_thread):
+    async def beside(settings, *, model_thread, given_up):
         return await asyncio.to_thread(model_loading.load_runner, settings)
 
     monkeypatch.setattr(replica_module, "load_runner_beside", beside)
@@ -372,8 +452,14 @@ def test_a_model_that_hangs_is_unwell_also_when_others_took_its_place(weights, t
             await asyncio.sleep(0.01)
         with pytest.raises(RuntimeError, match="has waited"):
             replica.check_health()
+        # Nor when whoever waited has gone.
+        hung.cancel()
+        await asyncio.wait({hung})
+        assert replica._admission.pending == 0
+        await asyncio.sleep(0.3)
+        with pytest.raises(RuntimeError, match="have not ended"):
+            replica.check_health()
         go_on.set()
-        assert await hung == 200
         await replica.settled()
         replica.check_health()
         await replica.close()
@@ -389,7 +475,7 @@ def test_metrics_and_monitor_say_which_weights_answer(settings, weights):
         def record(self, value, labels):
             if self.metric == MODEL_INFO:
                 info[labels["digest"]] = value
-            elif self.metric == WEIGHTS_PENDING:
+            elif self.metric == CONFIG_PENDING:
                 info["pending"] = value
 
         def flush(self):
@@ -423,7 +509,9 @@ class Loading:
         self.calls = []
         self._cached = cached
         monkeypatch.setattr(model_loading, "read_cached_model", self._read)
-        monkeypatch.setattr(model_loading, "cache_place", lambda uri, folder: folder if cacheable else None)
+        if cacheable:
+            monkeypatch.setattr(model_loading, "parse_uri", lambda uri: parse_uri("resnet18?weights=random"))
+            monkeypatch.setattr(model_loading, "cache_place", lambda uri, folder: folder)
         monkeypatch.setattr(model_loading, "prepare_in_child", self._prepare)
         monkeypatch.setattr(model_loading, "load_model", self._load)
         lacking = list(compiles)
@@ -436,7 +524,7 @@ class Loading:
         self._note("read")
         return load_model(uri) if self._cached else None
 
-    def _prepare(self, settings):
+    def _prepare(self, settings, given_up):
         self._note("child")
         self._cached = True
 
@@ -489,3 +577,26 @@ def test_a_child_that_cannot_prepare_says_why_in_one_line(tmp_path):
     )
     with pytest.raises(UsageError, match="seed"):
         prepare_in_child(settings)
+
+
+def test_a_child_that_is_given_up_ends_at_once(tmp_path):
+    given_up = threading.Event()
+    threading.Timer(0.3, given_up.set).start()
+    given = {"model": "resnet152?weights=random", "execution": {"cache": tmp_path}}
+    began_s = time.monotonic()
+    with pytest.raises(ConfigError, match="given up"):
+        prepare_in_child(AppSettings.model_validate(given), given_up)
+    # Exporting it takes many times as long.
+    assert time.monotonic() - began_s < 10
+    assert not [each for each in children() if "serve_app.model_loading" in each]
+
+
+def children():
+    """Command lines of this process's children."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == os.getpid():
+                yield (folder / "cmdline").read_text()
+        except OSError:
+            continue
