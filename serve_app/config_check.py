@@ -301,7 +301,11 @@ class _Check:
                         (*here, "route" if entry.route else "name"), f"no application has the route_prefix {route}"
                     )
                 if isinstance(served.settings, AppSettings) and served.settings.model != entry.uri:
-                    self._refuse((*here, "uri"), f"the application at {route} serves {served.settings.model}")
+                    named = dotted(served.model_place)
+                    self._refuse(
+                        (*here, "uri"),
+                        f"the application at {route} serves {served.settings.model} ({named}); write that here, too",
+                    )
 
     def _check_ports(self, host: str, port: int, *, haproxy: bool) -> None:
         self._check_port(("http_options", "port"), host, port, "stop what listens there, or write another port")
