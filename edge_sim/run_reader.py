@@ -111,7 +111,7 @@ class _Columns:
         self._correct: list[NDArray[np.int8]] = []
 
     def add(self, lines: Sequence[bytes]) -> None:
-        """Raises ValueError, KeyError or TypeError where one of them is no record, and then has taken none."""
+        """Raises ValueError, KeyError or TypeError where one of them is no record; then nothing more is to be added."""
         if not lines:
             return
         rows = json.loads(b"[" + b",".join(lines) + b"]")
@@ -124,9 +124,7 @@ class _Columns:
         codes = []
         for name, column in zip(TEXTS, texts, strict=True):
             known = self._known[name]
-            for text in dict.fromkeys(column):
-                known.setdefault(str(text or ""), len(known))
-            place = {text: known[str(text or "")] for text in dict.fromkeys(column)}
+            place = {text: known.setdefault(str(text or ""), len(known)) for text in dict.fromkeys(column)}
             codes.append([place[text] for text in column])
         self._numbers.append(np.array(numbers, dtype=np.float64))
         self._codes.append(np.array(codes, dtype=np.int32))

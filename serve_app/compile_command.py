@@ -61,6 +61,14 @@ def keys_for(settings: AppSettings, loaded: LoadedModel) -> list[TailKey]:
     ]
 
 
+def missing_keys(settings: AppSettings, loaded: LoadedModel) -> list[TailKey]:
+    """Those of them that the cache lacks."""
+    if not settings.compiles:
+        return []
+    cache = TailCache(settings.execution.cache)
+    return [key for key in keys_for(settings, loaded) if cache.library(key) is None]
+
+
 def compile_for(
     settings: AppSettings,
     *,
@@ -77,8 +85,8 @@ def compile_for(
         return []
     cache = TailCache(settings.execution.cache)
     loaded = loaded or load_cached_model(settings.model, cache.models())
-    keys = keys_for(settings, loaded)
-    if all(cache.library(key) is not None for key in keys):
+    keys = missing_keys(settings, loaded)
+    if not keys:
         return []
     say(f"{loaded.name}: compiling tails into {cache.root}")
     with _alone(cache.root):

@@ -16,13 +16,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 
-from serve_app.compile_command import compile_for, keys_for
+from serve_app.compile_command import compile_for, missing_keys
 from serve_app.settings import AppSettings
 from serve_app.tail_cache import TailCache
 from serve_app.tail_runner import TailRunner
 from split_inference.errors import ConfigError, SplitInferenceError
 from split_inference.model_cache import cache_place, load_cached_model, read_cached_model
-from split_inference.model_catalog import LoadedModel, load_model
+from split_inference.model_catalog import load_model
 from split_inference.model_uri import parse_uri
 
 # The largest networks compile in ten minutes on two cores.
@@ -59,7 +59,7 @@ async def load_runner_beside(settings: AppSettings, *, model_thread: Executor, g
             raise ConfigError(f"{settings.model}: the exported program could not be kept in {folder}")
     if loaded is None:
         loaded = await asyncio.get_running_loop().run_in_executor(model_thread, load_model, settings.model)
-    if await asyncio.to_thread(_lacks_tails, settings, loaded):
+    if await asyncio.to_thread(missing_keys, settings, loaded):
         await asyncio.to_thread(prepare_in_child, settings, given_up)
     return await asyncio.to_thread(TailRunner.of, loaded, settings)
 
@@ -103,13 +103,6 @@ def main() -> int:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 2
     return 0
-
-
-def _lacks_tails(settings: AppSettings, loaded: LoadedModel) -> bool:
-    if not settings.compiles:
-        return False
-    cache = TailCache(settings.execution.cache)
-    return any(cache.library(key) is None for key in keys_for(settings, loaded))
 
 
 if __name__ == "__main__":

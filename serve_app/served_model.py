@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 
@@ -71,7 +72,7 @@ class ServedModel:
             cost=cost,
             admission=admission,
             observers=observers,
-            thread_start=lambda: torch.set_num_threads(settings.threads),
+            thread_start=_thread_start(settings),
             model_thread=self.model_thread,
             on_sticky_error=on_sticky_error,
             on_predictions=on_predictions,
@@ -99,7 +100,9 @@ class ServedModel:
 
 def thread_for_models(settings: AppSettings) -> ThreadPoolExecutor:
     """The one thread in which batches run."""
+    return ThreadPoolExecutor(1, thread_name_prefix="model", initializer=_thread_start(settings))
+
+
+def _thread_start(settings: AppSettings) -> Callable[[], None]:
     # OpenMP counts threads for each thread apart: without this a tail would run on every core.
-    return ThreadPoolExecutor(
-        1, thread_name_prefix="model", initializer=lambda: torch.set_num_threads(settings.threads)
-    )
+    return partial(torch.set_num_threads, settings.threads)
