@@ -221,8 +221,11 @@ def served_digest(url: str) -> str:
     try:
         with urllib.request.urlopen(url, timeout=PATIENCE_S) as response:
             return str(json.load(response)["digest"])
+    except urllib.error.HTTPError as error:
+        error.close()
     except (OSError, ValueError):
-        return ""
+        pass
+    return ""
 
 
 def haproxies_of(server: ServerProcess) -> list[int]:
@@ -268,10 +271,10 @@ def main() -> int:
     logs = Path("runs/chaos")
     logs.mkdir(parents=True, exist_ok=True)
     figures: dict[str, float] = {}
-    other_weights = _other_weights(logs)
+    other_uri = other_weights(logs)
     frames, answers = frames_and_answers(EMBEDDED_URI)
-    new_frames, new_answers = frames_and_answers(other_weights)
-    new_digest = load_model(other_weights).model.digest
+    new_frames, new_answers = frames_and_answers(other_uri)
+    new_digest = load_model(other_uri).model.digest
     # As `make serve` sets them: Serve's own watch over HAProxy, which needs 24 s by default.
     flags = {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "2"}
     places = {PLACE: 1.0}
@@ -291,7 +294,7 @@ def main() -> int:
                     os.kill(pid, signal.SIGKILL)
 
             def replace_weights() -> None:
-                server.deploy(config_of(EMBEDDED_URI, live={"model": other_weights}, resources=places))
+                server.deploy(config_of(EMBEDDED_URI, live={"model": other_uri}, resources=places))
                 load.replace(new_frames, new_answers)
 
             def restart_with_weights() -> None:
@@ -328,7 +331,7 @@ def main() -> int:
     return report("chaos", figures, BOUNDS)
 
 
-def _other_weights(folder: Path) -> str:
+def other_weights(folder: Path) -> str:
     """The embedded network with slightly other weights, as a URI."""
     program = load_model(EMBEDDED_URI).model.program
     with torch.no_grad():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 import threading
 import time
 import urllib.error
@@ -12,11 +11,11 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
+from benchmarks.chaos import other_weights, served_digest
 from edge_sim.server_process import ServerProcess
-from split_inference.model_catalog import EMBEDDED_FOLDER, EMBEDDED_URI, load_model
+from split_inference.model_catalog import EMBEDDED_FOLDER
 
 CONFIG = Path(__file__).resolve().parents[2] / "config.yaml"
 ROUTE = "/v1/models/resnet20-cifar10"
@@ -156,37 +155,22 @@ def test_a_model_is_added_and_knobs_are_changed_without_a_dropped_request(server
 
 
 def test_weights_are_replaced_in_the_running_replica_without_a_dropped_request(server, tmp_path):
-    program = load_model(EMBEDDED_URI).model.program
-    with torch.no_grad():
-        for parameter in program.parameters():
-            parameter.mul_(1.001)
-    file = tmp_path / "other.pt2"
-    torch.export.save(program, file)
-    shutil.copyfile(EMBEDDED_FOLDER / "resnet20_cifar10.card.json", file.with_suffix(".card.json"))
+    uri = other_weights(tmp_path)
     config = yaml.safe_load(CONFIG.read_text())
     server.deploy(config)
     wait_for(lambda: answers(f"{server.url}{ROUTE}"))
     before = replicas(server)
-    digest = digest_at(f"{server.url}{ROUTE}")
+    digest = served_digest(f"{server.url}{ROUTE}")
     with Load(f"{server.url}{ROUTE}") as load:
         wait_for(lambda: load.answers > 20)
-        config["applications"][1]["deployments"][0]["user_config"] = {"model": f"pt2:{file}"}
-        config["applications"][0]["args"]["models"][0]["uri"] = f"pt2:{file}"
+        config["applications"][1]["deployments"][0]["user_config"] = {"model": uri}
+        config["applications"][0]["args"]["models"][0]["uri"] = uri
         server.deploy(config)
-        wait_for(lambda: digest_at(f"{server.url}{ROUTE}") not in (None, digest))
+        wait_for(lambda: served_digest(f"{server.url}{ROUTE}") not in ("", digest))
         seen = load.answers
         wait_for(lambda: load.answers > seen + 20)
     assert load.failures == []
     assert replicas(server) == before
-
-
-def digest_at(url):
-    try:
-        with urllib.request.urlopen(url, timeout=10) as response:
-            return json.load(response)["digest"]
-    except OSError as error:
-        closed(error)
-        return None
 
 
 def test_a_cold_model_has_no_replica_and_a_request_through_haproxy_wakes_one(server):
