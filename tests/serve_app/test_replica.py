@@ -6,123 +6,22 @@ Shape legend: N samples, K classes.
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import threading
-import time
 import weakref
-from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
-import torch
 
 from serve_app import model_loading
 from serve_app import replica as replica_module
 from serve_app.metrics import CONFIG_PENDING, MODEL_INFO
-from serve_app.model_loading import prepare_in_child
 from serve_app.replica import Replica
 from serve_app.settings import AppSettings, BatchingSettings
-from serve_app.tail_cache import TailCache
-from split_inference.errors import ConfigError, UsageError
 from split_inference.grpc.inference_pb2 import FrameRequest
-from split_inference.model_cache import read_cached_model
-from split_inference.model_catalog import load_model
-from split_inference.model_split import SplittableModel
-from split_inference.model_uri import parse_uri
 from split_inference.wire import FRAME_MEDIA_TYPE, decode_reply
-from tests.serve_app.helpers import ROUTE, asgi, frame_of
-from tests.split_inference.models import Branches, seeded
-
-SAMPLES = 8
-LABELS = list("abcde")
-
-
-def package(folder, seed):
-    """A small network with the weights of this seed, as a URI."""
-    program = torch.export.export(
-        seeded(Branches(), seed=seed), (torch.zeros(2, 3, 8, 8),),
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=16)},),
-    )  # fmt: skip
-    file = folder / f"weights-{seed}.pt2"
-    # Functional, as the cache has them: loading takes a third of the time.
-    torch.export.save(SplittableModel(program).functional, file)
-    file.with_suffix(".card.json").write_text(json.dumps({"labels": LABELS}))
-    return f"pt2:{file}"
-
-
-class Weights:
-    """One package: its digest, frames for it, and the logits that the whole network gives."""
-
-    def __init__(self, uri):
-        self.uri = uri
-        loaded = load_model(uri)
-        self.digest = loaded.model.digest
-        self.point = loaded.model.split_points[1].name
-        inputs = torch.randn(SAMPLES, *loaded.model.input.shape, generator=torch.Generator().manual_seed(1))
-        with torch.inference_mode():
-            features = loaded.model.head(self.point)(inputs)
-            assert len(features) == 1
-            self.frames = [
-                frame_of(features[0][n : n + 1].numpy(), split_point=self.point, digest=self.digest)
-                for n in range(SAMPLES)
-            ]
-            tail = loaded.model.tail(self.point)
-            self.logits_NK = np.concatenate([tail(features[0][n : n + 1]).numpy() for n in range(SAMPLES)])
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("weights")
-    return [Weights(package(folder, seed)) for seed in (1, 2)]
-
-
-@pytest.fixture
-def settings(weights, tmp_path):
-    return AppSettings.model_validate({"model": weights[0].uri, "execution": {"cache": tmp_path / "cache"}})
-
-
-class Client:
-    """Asks a replica as Serve does: whatever its ingress is when the request comes."""
-
-    def __init__(self, replica):
-        transport = httpx.ASGITransport(app=asgi(lambda request: replica.ingress.answer(request)), root_path=ROUTE)
-        self._client = httpx.AsyncClient(transport=transport, base_url="http://server")
-        self._replica = replica
-        self.seen = []
-        """Of each request: its digest, its status, and whose turn it was when it was answered."""
-
-    async def ask(self, of, number=0):
-        """The status; a 200 has to be the reference's bits."""
-        answer = await self._client.post(
-            f"{ROUTE}?output=logits", content=of.frames[number], headers={"content-type": FRAME_MEDIA_TYPE}
-        )
-        if answer.status_code == 200:
-            reply = decode_reply(answer.content)
-            assert reply.model_digest.hex() == of.digest[:32]
-            np.testing.assert_array_equal(reply.logits, of.logits_NK[number : number + 1])
-        self.seen.append((of.digest, answer.status_code, self._replica.digest))
-        return answer.status_code
-
-    async def card(self):
-        return (await self._client.get(ROUTE)).json()
-
-
-def serving_threads():
-    """Threads of batchers and services; some end a moment after they were told to."""
-    for _ in range(100):
-        names = sorted(each.name.rpartition("_")[0] for each in threading.enumerate())
-        yield [name for name in names if name in ("model", "prepare", "input")]
-        time.sleep(0.02)
-
-
-def run(scenario):
-    """The scenario in an event loop; afterwards no thread that served is left."""
-    before = next(serving_threads())
-    result = asyncio.run(scenario)
-    assert any(threads == before for threads in serving_threads())
-    return result
+from tests.serve_app.helpers import ROUTE, asgi
+from tests.serve_app.weights import SAMPLES, Client, package, run
 
 
 def test_weights_are_replaced_while_requests_run_and_every_answer_is_that_of_its_digest(settings, weights):
@@ -500,103 +399,3 @@ def test_metrics_and_monitor_say_which_weights_answer(settings, weights):
         await replica.close()
 
     run(scenario())
-
-
-class Loading:
-    """Stands for the cache, the child and the loader, and remembers in which thread each was called."""
-
-    def __init__(self, monkeypatch, *, cached, cacheable, compiles=()):
-        self.calls = []
-        self._cached = cached
-        monkeypatch.setattr(model_loading, "read_cached_model", self._read)
-        if cacheable:
-            monkeypatch.setattr(model_loading, "parse_uri", lambda uri: parse_uri("resnet18?weights=random"))
-            monkeypatch.setattr(model_loading, "cache_place", lambda uri, folder: folder)
-        monkeypatch.setattr(model_loading, "prepare_in_child", self._prepare)
-        monkeypatch.setattr(model_loading, "load_model", self._load)
-        lacking = list(compiles)
-        monkeypatch.setattr(model_loading, "_lacks_tails", lambda settings, loaded: lacking.pop() if lacking else False)
-
-    def _note(self, what):
-        self.calls.append((what, "model" if threading.current_thread().name.startswith("model") else "beside"))
-
-    def _read(self, uri, folder):
-        self._note("read")
-        return load_model(uri) if self._cached else None
-
-    def _prepare(self, settings, given_up):
-        self._note("child")
-        self._cached = True
-
-    def _load(self, uri):
-        self._note("load")
-        return load_model(uri)
-
-
-@pytest.mark.parametrize(
-    ("given", "calls"),
-    [
-        ({"cached": True, "cacheable": True}, ["read beside"]),
-        ({"cached": False, "cacheable": True}, ["read beside", "child beside", "read beside"]),
-        ({"cached": False, "cacheable": False}, ["read beside", "load model"]),
-        ({"cached": True, "cacheable": True, "compiles": [True]}, ["read beside", "child beside"]),
-    ],
-)
-def test_what_may_disturb_a_model_is_done_in_its_own_thread_or_in_a_child(settings, weights, monkeypatch, given, calls):
-    loading = Loading(monkeypatch, **given)
-
-    async def scenario():
-        replica = Replica(settings)
-        replica.reconfigure({"model": weights[1].uri})
-        await replica.settled()
-        assert await Client(replica).ask(weights[1]) == 200
-        await replica.close()
-
-    run(scenario())
-    assert loading.calls == [tuple(each.split()) for each in calls]
-
-
-@pytest.mark.slow
-def test_a_child_exports_and_what_it_exported_is_read_without_exporting(tmp_path):
-    settings = AppSettings.model_validate({"model": "resnet18?weights=random", "execution": {"cache": tmp_path}})
-    folder = TailCache(tmp_path).models()
-    assert read_cached_model(settings.model, folder) is None
-    prepare_in_child(settings)
-    loaded = read_cached_model(settings.model, folder)
-    assert loaded is not None
-    assert loaded.card.uri == settings.model
-    [place] = folder.iterdir()
-    (place / "about.json").unlink()
-    assert read_cached_model(settings.model, folder) is None
-
-
-@pytest.mark.slow
-def test_a_child_that_cannot_prepare_says_why_in_one_line(tmp_path):
-    settings = AppSettings.model_validate(
-        {"model": "resnet18?weights=random&seed=no", "execution": {"cache": tmp_path}}
-    )
-    with pytest.raises(UsageError, match="seed"):
-        prepare_in_child(settings)
-
-
-def test_a_child_that_is_given_up_ends_at_once(tmp_path):
-    given_up = threading.Event()
-    threading.Timer(0.3, given_up.set).start()
-    given = {"model": "resnet152?weights=random", "execution": {"cache": tmp_path}}
-    began_s = time.monotonic()
-    with pytest.raises(ConfigError, match="given up"):
-        prepare_in_child(AppSettings.model_validate(given), given_up)
-    # Exporting it takes many times as long.
-    assert time.monotonic() - began_s < 10
-    assert not [each for each in children() if "serve_app.model_loading" in each]
-
-
-def children():
-    """Command lines of this process's children."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == os.getpid():
-                yield (folder / "cmdline").read_text()
-        except OSError:
-            continue
