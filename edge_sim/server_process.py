@@ -33,7 +33,7 @@ from split_inference.errors import ConfigError, ServerError, UsageError
 
 HOST = "127.0.0.1"
 # Cold Python imports on a slow disk and two cores take a minute; a server that needs longer will not come.
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 240.0
 _POLL_S = 0.05
 # The last lines of a failed start; more than that nobody reads on a terminal, and the log file stays.
 _SHOWN_LINES = 8

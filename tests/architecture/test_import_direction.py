@@ -9,12 +9,15 @@ import sys
 import pytest
 
 import edge_sim
+from tests.patience import PATIENCE_S
 
 
 def imported_by(code: str) -> set[str]:
     """Top-level packages that are loaded after running the code."""
     script = f"{code}\nimport sys\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=100)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=PATIENCE_S
+    )
     return set(done.stdout.split())
 
 

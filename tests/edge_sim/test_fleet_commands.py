@@ -12,6 +12,7 @@ import yaml
 
 from edge_sim.transport import Response
 from tests.edge_sim.loopback import handler_of, http_server
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 MIXED = ROOT / "edge_sim" / "scenarios" / "mixed.yaml"
@@ -24,7 +25,7 @@ def edge_sim(*arguments, cwd=ROOT):
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE_S,
         check=False,
     )
 

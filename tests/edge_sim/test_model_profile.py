@@ -12,6 +12,7 @@ from edge_sim.model_profile import PROFILES_FOLDER, ModelProfile
 from scripts.make_model_profiles import recipes
 from split_inference.errors import ConfigError, DataError, UsageError
 from split_inference.payload_file import PayloadWriter
+from tests.patience import PATIENCE_S
 from tests.split_inference.test_payload_file import MODEL, header, option, server_only, write
 
 LABELLED = header(
@@ -131,7 +132,7 @@ def test_profiles_need_no_torch():
         "import sys; from edge_sim.model_profile import ModelProfile; import edge_sim.payloads_command; "
         "ModelProfile.load('resnet34'); print('torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE_S)
     assert done.stdout.strip() == "False"
 
 

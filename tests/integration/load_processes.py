@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loadtests.run_result import RunResult, read_result
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
-# A slow machine needs seconds to import Locust; whatever takes longer than this hangs.
-PATIENCE_S = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +42,7 @@ def stub_server(payloads: Path, *arguments: str) -> Iterator[str]:
             yield f"{scheme}://127.0.0.1:{json.loads(process.stdout.readline())['port']}"
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(PATIENCE_S)
 
 
 def locust(experiment: str, *arguments: str) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from k8s.checks.model import Overlay
 from k8s.container_root import ROOT, image_environment, users_are_mapped
 from k8s.local_pods import INSIDE, LocalPod, enter, make_bridge
+from tests.patience import PATIENCE_S
 
 # A volume above the checkout, as /tmp is where somebody cloned it there: programs have to be found all the same.
 ABOVE = [{"name": "above", "mountPath": str(ROOT.parent)}] if str(ROOT.parent) not in ("/", "/tmp") else []
@@ -67,7 +68,7 @@ def main() -> int:
         pod.start()
     environment = image_environment("edge.Dockerfile", Path(sys.argv[1]))
     first = pods[0].container(CONTAINER, ["sh", "-c", LOOK], environment=environment, hosts={})
-    code = first.wait(60)
+    code = first.wait(PATIENCE_S)
     serve = ["python", "-m", "http.server", "8000", "--directory", "/etc/settings"]
     server = pods[1].container({**CONTAINER, "name": "server"}, serve, environment=environment, hosts={})
     client = pods[0].container(
@@ -76,8 +77,8 @@ def main() -> int:
         environment=environment,
         hosts={"settings-svc": [pods[1].address]},
     )
-    client.wait(60)
-    same = server.execute(["sh", "-c", "id -u; ls /etc/settings; cat /proc/1/comm"], timeout_s=20)
+    client.wait(PATIENCE_S)
+    same = server.execute(["sh", "-c", "id -u; ls /etc/settings; cat /proc/1/comm"], timeout_s=PATIENCE_S)
     server.terminate(grace_s=5)
     said = {
         "code": code,

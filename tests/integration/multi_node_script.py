@@ -18,6 +18,8 @@ import ray
 from ray import serve
 from ray.cluster_utils import Cluster
 
+from tests.patience import PATIENCE_S
+
 POLICY = {"policy_function": "serve_app.autoscaling_policy:queue_delay_policy"}
 FAST = {"metrics_interval_s": 0.2, "look_back_period_s": 1.0, "upscale_delay_s": 0.5, "downscale_delay_s": 1.0}
 
@@ -133,7 +135,7 @@ def cold(board: Any) -> dict[str, Any]:
     wait_for(lambda: str(serve.status().applications["cold"].status).endswith("RUNNING"))
     before = states("cold")
     began_s = time.monotonic()
-    answered = bool(handle_of("cold").remote().result(timeout_s=120))
+    answered = bool(handle_of("cold").remote().result(timeout_s=PATIENCE_S))
     wake_s = time.monotonic() - began_s
     wait_for(lambda: not states("cold"))
     return {"before": before, "answered": answered, "wake_s": wake_s, "after": states("cold")}
@@ -147,20 +149,20 @@ def drained(board: Any) -> dict[str, Any]:
     deploy("drained", board, num_replicas=1, graceful_shutdown_timeout_s=5, ray_actor_options={"num_gpus": 1})
     wait_for(lambda: states("drained") == {"RUNNING": 1})
     handle = handle_of("drained")
-    before = handle.remote().result(timeout_s=20)
+    before = handle.remote().result(timeout_s=PATIENCE_S)
     command = [sys.executable, "-m", "serve_app.drain_node", "--node-id", before, "--deadline", "40"]
     began_s = time.monotonic()
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     answers = []
     try:
         while process.poll() is None:
-            answers.append(handle.remote().result(timeout_s=20))
-        error = process.communicate(timeout=5)[1]
+            answers.append(handle.remote().result(timeout_s=PATIENCE_S))
+        error = process.communicate(timeout=PATIENCE_S)[1]
     finally:
         process.kill()
     took_s = time.monotonic() - began_s
     left = [replicas(raylet) for raylet in raylets() if raylet.node_id == before]
-    after = handle.remote().result(timeout_s=20)
+    after = handle.remote().result(timeout_s=PATIENCE_S)
     serve.delete("drained")
     return {
         "code": process.returncode,

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.patience import PATIENCE_S
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Process:
@@ -53,7 +55,7 @@ def below(root: int) -> dict[int, Process]:
     return found
 
 
-def wait_for(what: Callable[[], object], *, timeout_s: float, why: str) -> None:
+def wait_for(what: Callable[[], object], *, why: str, timeout_s: float = PATIENCE_S) -> None:
     """Return when `what()` is true; fails after `timeout_s`."""
     deadline_s = time.monotonic() + timeout_s
     while not what():

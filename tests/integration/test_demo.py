@@ -19,8 +19,8 @@ from split_inference.figures import missed
 from split_inference.model_catalog import EMBEDDED_URI, load_model
 from tests.conftest import ROOT
 from tests.integration.processes import below, processes, wait_for
+from tests.patience import PATIENCE_S, RUN_PATIENCE_S
 
-pytestmark = pytest.mark.timeout(400)
 IMAGES = 6
 # Bounds of the demo that a busy machine misses: not for a test to judge.
 TIMES = {"total_s", "fleet_lateness_p99_ms", "fleet_in_time"}
@@ -44,7 +44,7 @@ def demo(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
         # Only where a test failed: the demo gets its chance to clean up, whatever went wrong here.
         if child.poll() is None:
             child.send_signal(signal.SIGINT)
-            child.communicate(timeout=60)
+            child.communicate(timeout=PATIENCE_S)
 
 
 def recorded(folder: Path) -> list[dict[str, object]]:
@@ -55,7 +55,7 @@ def recorded(folder: Path) -> list[dict[str, object]]:
 
 def test_the_demo_compares_three_modes_and_leaves_only_its_records(tmp_path):
     with demo(tmp_path, "--images", str(IMAGES), "--json") as child:
-        out, err = child.communicate(timeout=300)
+        out, err = child.communicate(timeout=RUN_PATIENCE_S)
     # 1 may be a bound that a busy machine missed; without its figures it is a failure.
     assert child.returncode in (0, 1), err
     assert out, err
@@ -96,14 +96,14 @@ def test_the_demo_compares_three_modes_and_leaves_only_its_records(tmp_path):
 def test_a_stopped_demo_leaves_no_process(tmp_path, number, when):
     with demo(tmp_path, "--images", "100") as child:
         if when == "requests":
-            wait_for(lambda: recorded(tmp_path), timeout_s=90, why="the demo never asked anything")
+            wait_for(lambda: recorded(tmp_path), why="the demo never asked anything")
         else:
             raylet = lambda: any("raylet" in each.command for each in below(child.pid).values())  # noqa: E731
-            wait_for(raylet, timeout_s=60, why="Ray never started")
+            wait_for(raylet, why="Ray never started")
         started = below(child.pid)
         assert len(started) >= 3
         child.send_signal(number)
-        out, err = child.communicate(timeout=60)
+        out, err = child.communicate(timeout=PATIENCE_S)
     assert child.returncode == 130, err
     assert "Traceback" not in out + err
     living = processes()
@@ -118,7 +118,7 @@ def test_a_port_in_use_is_one_line(tmp_path):
         taken.listen()
         port = str(taken.getsockname()[1])
         with demo(tmp_path, "--port", port) as child:
-            out, err = child.communicate(timeout=60)
+            out, err = child.communicate(timeout=PATIENCE_S)
     assert (child.returncode, out) == (2, "")
     (line,) = [line for line in err.splitlines() if line.strip()]
     assert port in line

@@ -14,10 +14,10 @@ from edge_sim.server_process import ServerProcess
 from edge_sim.server_profile import ServerProfile
 from split_inference.model_catalog import EMBEDDED_FOLDER
 from tests.conftest import ROOT
+from tests.patience import RUN_PATIENCE_S
 
 ROUTE = "/v1/models/resnet20-cifar10"
 SAMPLES = str(EMBEDDED_FOLDER / "samples")
-pytestmark = pytest.mark.timeout(400)
 
 
 def started(*arguments):
@@ -26,7 +26,7 @@ def started(*arguments):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=RUN_PATIENCE_S,
         check=False,
     )
 

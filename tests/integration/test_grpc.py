@@ -18,6 +18,7 @@ from split_inference.grpc.inference_pb2 import FrameRequest
 from split_inference.grpc.inference_pb2_grpc import InferenceStub
 from split_inference.model_catalog import EMBEDDED_URI, load_model
 from split_inference.wire import FRAME_MEDIA_TYPE, FeatureFrame, decode_reply, encode_frame
+from tests.patience import PATIENCE_S
 
 CONFIG = Path(__file__).resolve().parents[2] / "config.yaml"
 ROUTE = "/v1/models/resnet20-cifar10"
@@ -61,7 +62,7 @@ def server(tmp_path_factory):
 
 def over_http(url, frame):
     request = urllib.request.Request(url, data=frame, headers={"content-type": FRAME_MEDIA_TYPE})
-    with urllib.request.urlopen(request, timeout=10) as response:
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
         return decode_reply(response.read())
 
 
@@ -73,11 +74,11 @@ def test_one_call_gives_the_answer_that_http_gives(server, frames):
     url, target = server
     with grpc.insecure_channel(target) as channel:
         stub = InferenceStub(channel)
-        reply = stub.Infer(FrameRequest(frame=frames[0], sequence=3), metadata=APPLICATION, timeout=20)
+        reply = stub.Infer(FrameRequest(frame=frames[0], sequence=3), metadata=APPLICATION, timeout=PATIENCE_S)
         assert (reply.status, reply.sequence) == (200, 3)
         assert best(decode_reply(reply.reply)) == best(over_http(url, frames[0]))
         with pytest.raises(grpc.RpcError) as refused:
-            stub.Infer(FrameRequest(frame=b"nonsense"), metadata=APPLICATION, timeout=20)
+            stub.Infer(FrameRequest(frame=b"nonsense"), metadata=APPLICATION, timeout=PATIENCE_S)
         assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert refused.value.details().startswith("MalformedFrameError: ")
         assert dict(refused.value.trailing_metadata())["x-error"] == "MalformedFrameError"
@@ -88,7 +89,7 @@ def test_a_stream_answers_every_frame_and_refuses_the_bad_one_alone(server, fram
 
     async def play():
         async with grpc.aio.insecure_channel(target) as channel:
-            call = InferenceStub(channel).Stream(metadata=APPLICATION, timeout=30)
+            call = InferenceStub(channel).Stream(metadata=APPLICATION, timeout=PATIENCE_S)
 
             async def send():
                 for number, frame in enumerate(frames):

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import RUN_PATIENCE_S
+
 ROOT = Path(__file__).resolve().parents[2]
-# All of it is in the fixture; starting Ray's nodes is most of it.
-pytestmark = pytest.mark.timeout(420)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def found(tmp_path_factory):
         "--keep",
         str(kept),
     ]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=RUN_PATIENCE_S, check=False)
     if process.returncode == 2 and ("namespaces" in process.stderr or "kubectl" in process.stderr):
         if os.environ.get("REQUIRE_DATA") == "1":
             pytest.fail(process.stderr)

@@ -16,6 +16,7 @@ import yaml
 from benchmarks.chaos import other_weights, served_digest
 from edge_sim.server_process import ServerProcess
 from split_inference.model_catalog import EMBEDDED_FOLDER
+from tests.patience import PATIENCE_S
 
 CONFIG = Path(__file__).resolve().parents[2] / "config.yaml"
 ROUTE = "/v1/models/resnet20-cifar10"
@@ -47,7 +48,7 @@ def logs(tmp_path_factory):
 
 def ask(url):
     request = urllib.request.Request(url, data=IMAGE, headers={"content-type": "image/jpeg"})
-    with urllib.request.urlopen(request, timeout=30) as response:
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
         return response.status
 
 
@@ -91,7 +92,7 @@ class Load:
 
     def __exit__(self, *exception):
         self._stop.set()
-        self._thread.join(timeout=15)
+        self._thread.join(timeout=PATIENCE_S)
 
 
 def answers(url):
@@ -102,7 +103,7 @@ def answers(url):
         return False
 
 
-def wait_for(what, timeout_s=150):
+def wait_for(what, timeout_s=PATIENCE_S):
     deadline_s = time.monotonic() + timeout_s
     while not what():
         assert time.monotonic() < deadline_s, "it did not come about"
@@ -114,7 +115,7 @@ def test_a_refused_request_is_a_line_of_json_with_its_id_and_trace(server, logs)
     headers = {"content-type": "image/jpeg", "x-request-id": "find-me", "traceparent": trace}
     request = urllib.request.Request(f"{server.url}{ROUTE}", data=b"no \n image", headers=headers)
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(request, timeout=30)
+        urllib.request.urlopen(request, timeout=PATIENCE_S)
     refused.value.close()
     assert refused.value.headers["x-request-id"] == "find-me"
 
@@ -148,9 +149,9 @@ def test_a_model_is_added_and_knobs_are_changed_without_a_dropped_request(server
     assert load.failures == []
     # The first model's replica is the same process, with other knobs: its monitor is on now.
     assert replicas(server) == before
-    with urllib.request.urlopen(f"{server.url}{ROUTE}/monitor/data", timeout=10) as response:
+    with urllib.request.urlopen(f"{server.url}{ROUTE}/monitor/data", timeout=PATIENCE_S) as response:
         assert json.load(response)["model"] == "resnet20-cifar10"
-    with urllib.request.urlopen(f"{server.url}/v1/models", timeout=10) as response:
+    with urllib.request.urlopen(f"{server.url}/v1/models", timeout=PATIENCE_S) as response:
         assert [each["name"] for each in json.load(response)["models"]] == ["resnet20-cifar10", "second"]
 
 
@@ -189,9 +190,9 @@ def test_a_cold_model_has_no_replica_and_a_request_through_haproxy_wakes_one(ser
     config["applications"].append(cold)
     server.deploy(config)
     # Until its route is known, HAProxy says 404; after that, the request waits.
-    wait_for(lambda: status(f"{server.url}/v1/models/cold") == 200, timeout_s=200)
+    wait_for(lambda: status(f"{server.url}/v1/models/cold") == 200)
     assert len(replicas(server, "cold")) == 1
-    wait_for(lambda: not replicas(server, "cold"), timeout_s=120)
+    wait_for(lambda: not replicas(server, "cold"))
     # The other model served meanwhile, by the replica that it had.
     assert answers(f"{server.url}{ROUTE}")
 
@@ -199,7 +200,7 @@ def test_a_cold_model_has_no_replica_and_a_request_through_haproxy_wakes_one(ser
 def status(url):
     request = urllib.request.Request(url, data=IMAGE, headers={"content-type": "image/jpeg"})
     try:
-        with urllib.request.urlopen(request, timeout=40) as response:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
             return response.status
     except urllib.error.HTTPError as error:
         error.close()

@@ -26,6 +26,7 @@ from loadtests.run_result import read_result
 from loadtests.stub_payloads import write_stub_payloads
 from tests.integration.load_processes import ROOT, finish, locust, run, start, stub_server
 from tests.integration.processes import below, wait_for
+from tests.patience import PATIENCE_S
 
 MET_OR_INVALID = (0, 3)
 EXPERIMENTS = {
@@ -65,7 +66,7 @@ def records_of(folder):
 
 def answered_by(stub):
     """Requests that a stub server has seen."""
-    return json.load(urllib.request.urlopen(f"{stub}/stub", timeout=10)).get("requests", 0)
+    return json.load(urllib.request.urlopen(f"{stub}/stub", timeout=PATIENCE_S)).get("requests", 0)
 
 
 def schedule(rate_per_s, duration_s, seed):
@@ -159,13 +160,13 @@ def test_a_worker_that_is_killed_makes_the_run_invalid(tmp_path, stub, payloads)
         subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)
     ]
     try:
-        wait_for(lambda: answered_by(stub) > before + 20, timeout_s=150, why="the run did not begin")
+        wait_for(lambda: answered_by(stub) > before + 20, why="the run did not begin")
         workers[1].kill()
         ran = finish(master, folder)
     finally:
         for worker in workers:
             worker.kill()
-            worker.wait(10)
+            worker.wait(PATIENCE_S)
     assert ran.code == 3, ran.err[-2000:]
     assert any("was lost in mid-run" in reason for reason in ran.result.generator.invalid)
     assert "INVALID" in ran.out
@@ -180,17 +181,17 @@ def test_an_interrupted_run_is_written_and_leaves_no_process(tmp_path, stub, pay
         folder, "poisson", stub, payloads, "--rate", "50", "--duration", "120", "--warmup", "0.2", "--processes", "2",
         "--slo", str(ROOT / "loadtests" / "slo_files" / "interactive.yaml"),
     )  # fmt: skip
-    wait_for(lambda: answered_by(stub) > before + 50, timeout_s=150, why="the run did not begin")
+    wait_for(lambda: answered_by(stub) > before + 50, why="the run did not begin")
     children = below(process.pid)
     os.killpg(process.pid, signal.SIGINT)
-    ran = finish(process, folder, timeout_s=120)
+    ran = finish(process, folder)
     assert any("before its end" in note for note in ran.result.generator.notes), ran.out
     assert ran.result.counts.right > 0
     assert ran.result.measured_s < 60
     # What a gate saw a part of has not passed it.
     assert ran.code == 3, ran.out
     assert "of 120 s" in (folder / "summary.md").read_text()
-    wait_for(lambda: not [pid for pid in children if pid in below(1)], timeout_s=40, why="a worker is left")
+    wait_for(lambda: not [pid for pid in children if pid in below(1)], why="a worker is left")
 
 
 def certificate(folder):
@@ -285,7 +286,9 @@ def test_wrong_input_is_one_line_and_exit_code_2_before_any_load(tmp_path, stub,
 
 
 def test_an_experiment_lists_its_arguments():
-    done = subprocess.run([*locust("burst"), "--arguments"], capture_output=True, text=True, timeout=200, check=True)
+    done = subprocess.run(
+        [*locust("burst"), "--arguments"], capture_output=True, text=True, timeout=PATIENCE_S, check=True
+    )
     assert all(argument in done.stdout for argument in ("--peak-rate", "--payloads", "--slo"))
 
 
@@ -308,7 +311,7 @@ def test_the_web_page_shows_the_arguments_and_runs_what_was_typed(tmp_path, stub
                     return False
                 return True
 
-            wait_for(there, timeout_s=120, why="no web page")
+            wait_for(there, why="no web page")
             for argument in ("payloads", "rate", "duration", "deadline_ms", "max_in_flight"):
                 assert f'"{argument}"' in page, argument
             # What decides whose machine is loaded, and with whose token, is no matter of a page.
@@ -317,14 +320,14 @@ def test_the_web_page_shows_the_arguments_and_runs_what_was_typed(tmp_path, stub
             form = {"user_count": 1, "spawn_rate": 1, "host": stub, "payloads": payloads, "rate": "30.0"}
             form |= {"duration": "2.0", "warmup": "0.5", "folder": folder}
             data = urllib.parse.urlencode(form).encode()
-            answer = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/swarm", data, timeout=10))
+            answer = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/swarm", data, timeout=PATIENCE_S))
             assert answer["success"]
-            wait_for(lambda: (folder / "result.json").exists(), timeout_s=120, why="no result")
-            stats = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/stats/requests", timeout=10))
+            wait_for(lambda: (folder / "result.json").exists(), why="no result")
+            stats = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/stats/requests", timeout=PATIENCE_S))
             assert stats["stats"][-1]["num_requests"] > 0
         finally:
             process.terminate()
-            process.communicate(timeout=60)
+            process.communicate(timeout=PATIENCE_S)
     result = read_result(folder)
     assert result.planned.rate_per_s == 30
     assert result.counts.right == result.counts.sent > 0

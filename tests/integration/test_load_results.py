@@ -20,12 +20,13 @@ from tests.conftest import ROOT
 from tests.integration.load_processes import stub_server
 from tests.integration.processes import below, processes, wait_for
 from tests.loadtests.results import run_of
+from tests.patience import PATIENCE_S, RUN_PATIENCE_S
 
 
 def command(*words):
     return subprocess.run(
         [sys.executable, "-m", "split_inference.cli", *map(str, words)],
-        cwd=ROOT, capture_output=True, text=True, timeout=250, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=RUN_PATIENCE_S, check=False,
     )  # fmt: skip
 
 
@@ -46,7 +47,7 @@ def test_the_page_shows_every_plot(chromium, tmp_path):
             chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
             f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--v=0", "--dump-dom", page.as_uri(),
         ],
-        capture_output=True, text=True, timeout=100, check=True,
+        capture_output=True, text=True, timeout=PATIENCE_S, check=True,
     )  # fmt: skip
     figures = re.findall(r"<figure>.*?</figure>", result.stdout, flags=re.DOTALL)
     assert len(figures) == 9
@@ -130,10 +131,10 @@ def test_a_search_that_is_terminated_leaves_no_load_behind(payloads, tmp_path):
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         probe = tmp_path / "search" / "probe-001" / "header.json"
-        wait_for(probe.is_file, timeout_s=120, why="no probe ever began")
+        wait_for(probe.is_file, why="no probe ever began")
         load = below(child.pid)
         child.terminate()
-        _, said = child.communicate(timeout=60)
+        _, said = child.communicate(timeout=PATIENCE_S)
     assert child.returncode == 130, said
     assert load
     assert not set(load) & set(processes())

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import RUN_PATIENCE_S
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = [sys.executable, "-m", "tests.integration.local_pod_script"]
 
@@ -28,7 +30,7 @@ def run(before=()):
     os.chmod(folder, 0o755)
     try:
         process = subprocess.run(
-            [*before, *SCRIPT, folder], cwd=ROOT, capture_output=True, text=True, timeout=280, check=False
+            [*before, *SCRIPT, folder], cwd=ROOT, capture_output=True, text=True, timeout=RUN_PATIENCE_S, check=False
         )
     finally:
         shutil.rmtree(folder, ignore_errors=True)

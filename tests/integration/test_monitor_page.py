@@ -19,6 +19,7 @@ from serve_app.observer import Observers
 from serve_app.service import InferenceService
 from serve_app.tokens import TokenBook, entry_line, new_token, parse_entries
 from split_inference.wire import FRAME_MEDIA_TYPE, Prediction
+from tests.patience import PATIENCE_S
 from tests.serve_app.helpers import DIGEST, TinyRunner, frame_of, one_hot_features
 
 HOSTILE = "<img src=x onerror=document.title='owned'>"
@@ -61,7 +62,7 @@ class Served:
 
     def __exit__(self, *exception):
         self._server.should_exit = True
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=PATIENCE_S)
         self._ingress.close()
 
     def url(self, path):
@@ -70,7 +71,7 @@ class Served:
     def send(self, label):
         body = frame_of(one_hot_features(label))
         request = urllib.request.Request(self.url(""), data=body, headers={"content-type": FRAME_MEDIA_TYPE})
-        with urllib.request.urlopen(request, timeout=5) as response:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
             return response.status
 
 
@@ -87,7 +88,7 @@ def page_after(chromium, url, tmp_path, *, milliseconds=4000):
         "--dump-dom",
         url,
     ]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True).stdout
 
 
 def test_the_page_shows_what_was_answered_and_text_from_outside_stays_text(chromium, tmp_path):
@@ -114,9 +115,9 @@ def test_without_a_token_the_page_is_empty_and_the_data_is_refused(chromium, tmp
         assert "secret-label" not in document
         assert 'type="password"' in document
         with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(served.url("monitor/data"), timeout=5)
+            urllib.request.urlopen(served.url("monitor/data"), timeout=PATIENCE_S)
         assert refused.value.code == 401
         refused.value.close()
         request = urllib.request.Request(served.url("monitor/data"), headers={"authorization": f"Bearer {token}"})
-        with urllib.request.urlopen(request, timeout=5) as response:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
             assert b"secret-label" in response.read()

@@ -13,11 +13,10 @@ import pytest
 
 from edge_sim.own_processes import OwnProcesses
 from edge_sim.server_process import free_port
+from tests.patience import RUN_PATIENCE_S
 
 SCRIPT = Path(__file__).with_name("multi_node_script.py")
 ROOT = Path(__file__).resolve().parents[2]
-# All of the cluster's work is in the fixture: a minute on a machine that does nothing else.
-pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,7 @@ def found(tmp_path_factory):
         )
         ours.hold_session(process.pid)
         try:
-            output, _ = process.communicate(timeout=350)
+            output, _ = process.communicate(timeout=RUN_PATIENCE_S)
         finally:
             process.kill()
             ours.signal_all(signal.SIGKILL)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from edge_sim.server_process import ServerProcess
+from tests.patience import RUN_PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -31,7 +32,7 @@ def shell(command: str) -> str:
     """Run one line from the repository root, with this environment's console scripts first."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+        command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=RUN_PATIENCE_S, check=False,
         env={**os.environ, "PATH": path},
     )  # fmt: skip
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"

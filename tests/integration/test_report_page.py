@@ -9,6 +9,7 @@ from edge_sim.report import write_report
 from edge_sim.run_reader import read_run
 from tests.edge_sim.fleets import scenario, simulate
 from tests.edge_sim.test_fleet import ALL
+from tests.patience import PATIENCE_S
 
 
 def test_the_page_shows_every_plot(chromium, tmp_path):
@@ -27,7 +28,7 @@ def test_the_page_shows_every_plot(chromium, tmp_path):
         "--dump-dom",
         page.as_uri(),
     ]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     document = result.stdout
     figures = re.findall(r"<figure>.*?</figure>", document, flags=re.DOTALL)
     assert len(figures) == 7

@@ -31,15 +31,12 @@ from split_inference.feature_codec import CodecProfile, FeatureCodec
 from split_inference.model_catalog import EMBEDDED_FOLDER, EMBEDDED_URI, LoadedModel, load_model
 from split_inference.wire import FRAME_MEDIA_TYPE, FeatureFrame, decode_reply, encode_frame
 from tests.integration.processes import below, processes, wait_for
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "resnet20-cifar10"
 ROUTE = f"/v1/models/{NAME}"
 CUT = "stage3"
-# Ray starts half a dozen processes, each of which imports; a busy two-core machine took 25 s.
-START_TIMEOUT_S = 75.0
-# Draining takes no time with the settings below; the rest is Ray ending its own daemons, 4 to 6 s.
-STOP_TIMEOUT_S = 25.0
 HAPROXY = [sys.executable, "-m", "serve_app.serve"]
 # Plain `serve run config.yaml`, as README says that it works too.
 PLAIN = [sys.executable, "-m", "ray.serve.scripts", "run"]
@@ -118,19 +115,19 @@ def serving(command: list[str]) -> Iterator[Server]:
         started = below(child.pid)
         assert started, "Ray's processes are children of the one that was started"
         child.send_signal(signal.SIGINT)
-        assert child.wait(timeout=STOP_TIMEOUT_S) == 0, log.read_text()[-2000:]
-        wait_for(lambda: not (started.keys() & processes().keys()), timeout_s=5, why="processes were left behind")
+        assert child.wait(timeout=PATIENCE_S) == 0, log.read_text()[-2000:]
+        wait_for(lambda: not (started.keys() & processes().keys()), why="processes were left behind")
     finally:
         for pid in (below(child.pid) if child.poll() is None else {}) | {child.pid: None}:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        child.wait(timeout=10)
+        child.wait(timeout=PATIENCE_S)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def wait_until_ready(server: Server) -> None:
     """Return when both applications answer; HAProxy's own health route answers before the second one does."""
-    deadline_s = time.monotonic() + START_TIMEOUT_S
+    deadline_s = time.monotonic() + PATIENCE_S
     while True:
         assert server.child.poll() is None, f"the server ended: {server.log.read_text()[-3000:]}"
         with contextlib.suppress(httpx.TransportError):
@@ -169,7 +166,7 @@ def check_answers(server: Server, model: LoadedModel) -> None:
     frame = frame_of(features, model.model.digest)
     as_frame = {"content-type": FRAME_MEDIA_TYPE}
     as_json = {**as_frame, "accept": "application/json"}
-    with httpx.Client(base_url=server.url, timeout=20) as client:
+    with httpx.Client(base_url=server.url, timeout=PATIENCE_S) as client:
         listed = client.get("/v1/models").json()["models"]
         assert [(each["name"], each["uri"], each["route"]) for each in listed] == [(NAME, EMBEDDED_URI, ROUTE)]
         card = client.get(ROUTE).json()
@@ -235,7 +232,9 @@ def test_a_wrong_key_is_one_line_and_exit_code_2(tmp_path):
 
 def refused_start(config: Path) -> str:
     """The one line that a server says which refuses to start."""
-    result = subprocess.run([*HAPROXY, str(config)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(
+        [*HAPROXY, str(config)], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
     assert (result.returncode, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ")

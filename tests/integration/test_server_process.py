@@ -17,6 +17,7 @@ import pytest
 from edge_sim.server_process import Patience, ServerProcess, read_serve_config, refuse_port_in_use, serve_environment
 from split_inference.errors import ConfigError, ServerError, UsageError
 from tests.integration.processes import below, wait_for
+from tests.patience import PATIENCE_S
 
 STUBBORN = Path(__file__).with_name("stubborn_server.py")
 
@@ -47,7 +48,7 @@ def test_nothing_survives_the_block(config, tmp_path, mode):
             started = set(server.leftover())
             assert len(started) == 4
             assert started <= set(below(os.getpid())) - before
-            assert urllib.request.urlopen(server.url, timeout=5).status == 200
+            assert urllib.request.urlopen(server.url, timeout=PATIENCE_S).status == 200
         assert server.leftover() == []
         assert not started & set(below(1))
         assert bystander.poll() is None
@@ -141,5 +142,5 @@ def test_temporary_files_are_gone_with_the_server(config, tmp_path):
     with server.started(log=tmp_path / "log"):
         server.wait_until_ready("/")
         folder = Path(below(os.getpid())[server.leftover()[0]].command.split()[-1]).parent
-        wait_for(folder.is_dir, timeout_s=5, why="the server's folder never appeared")
+        wait_for(folder.is_dir, why="the server's folder never appeared")
     assert not folder.exists()

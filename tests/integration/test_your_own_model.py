@@ -13,6 +13,7 @@ import torch
 
 from edge_sim.server_process import ServerProcess
 from split_inference.model_catalog import EMBEDDED_FOLDER
+from tests.patience import RUN_PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "your-own-model.md"
@@ -29,7 +30,8 @@ def run(command: str, folder: Path) -> str:
     assert name == "split-inference"
     done = subprocess.run(
         [sys.executable, "-m", "split_inference.cli", *arguments, "--json"],
-        cwd=folder, capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "PYTHONPATH": ""},
+        cwd=folder, capture_output=True, text=True, timeout=RUN_PATIENCE_S, check=False,
+        env={**os.environ, "PYTHONPATH": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from scripts.make_dashboard import FOLDER
+from tests.patience import PATIENCE_S
 
 ROOT = FOLDER.parents[1]
 
@@ -31,5 +32,5 @@ def test_every_dashboard_is_one_and_is_applied():
 @pytest.mark.slow
 def test_dashboards_are_what_the_metrics_and_the_installed_ray_make():
     command = [sys.executable, "-m", "scripts.make_dashboard", "--check"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert result.returncode == 0, result.stderr

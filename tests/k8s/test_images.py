@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE_S
+
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ROOT / "k8s" / "images"
 
@@ -64,7 +66,7 @@ def wait_for_model(url, tmp_path, *, token="si_secret", seconds="20"):
     environment = {**os.environ, "TARGET_URL": url, "TOKEN_FILE": str(tmp_path / "token")}
     environment |= {"WAIT_S": seconds, "WAIT_DELAY_S": "1"}
     command = [str(IMAGES / "wait-for-model"), "/v1/models/resnet20-cifar10"]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
 def test_a_job_waits_until_the_model_answers_its_token(server, tmp_path):
@@ -103,7 +105,7 @@ def upload(tmp_path, **environment):
     time.sleep(0.5)
     process.send_signal(signal.SIGTERM)
     try:
-        error = process.communicate(timeout=30)[1]
+        error = process.communicate(timeout=PATIENCE_S)[1]
     finally:
         process.kill()
     return process.returncode, error

@@ -33,6 +33,7 @@ from split_inference.errors import FeatureMismatchError, UnknownSplitPointError,
 from split_inference.feature_codec import CodecProfile, FeatureCodec, decode_tensor
 from split_inference.preprocessing import ImagePreprocessing
 from split_inference.wire import FRAME_MEDIA_TYPE, FeatureFrame, encode_frame
+from tests.patience import PATIENCE_S
 
 ROUTE = "/v1/models/tiny"
 DIGEST = "ab" * 32
@@ -199,4 +200,4 @@ def post(
 def python_without(code: str, *modules: str) -> None:
     """Run code in a fresh interpreter, and fail where it imported one of the modules."""
     check = f"import sys\n{code}\nfound = set({modules!r}) & sys.modules.keys()\nassert not found, found"
-    subprocess.run([sys.executable, "-c", check], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", check], check=True, timeout=PATIENCE_S)

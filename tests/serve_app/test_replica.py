@@ -20,6 +20,7 @@ from serve_app.replica import Replica
 from serve_app.settings import AppSettings, BatchingSettings
 from split_inference.grpc.inference_pb2 import FrameRequest
 from split_inference.wire import FRAME_MEDIA_TYPE, decode_reply
+from tests.patience import PATIENCE_S
 from tests.serve_app.helpers import ROUTE, asgi
 from tests.serve_app.weights import SAMPLES, Client, package, run
 
@@ -242,7 +243,7 @@ def test_a_replica_that_ends_in_the_middle_of_a_change_answers_what_it_has(setti
         replica.reconfigure({"model": weights[1].uri})
         asked = asyncio.create_task(client.ask(weights[0]))
         await asyncio.sleep(0.02)
-        await asyncio.wait_for(replica.close(), timeout=30)
+        await asyncio.wait_for(replica.close(), timeout=PATIENCE_S)
         assert await asked == 200
 
     # What it was loading, it loads to the end: two of these at once would spoil each other.
@@ -340,7 +341,7 @@ def test_a_model_that_hangs_is_unwell_also_when_others_took_its_place(weights, t
         runs = replica._served.runner.run
 
         def hangs(*arguments):
-            go_on.wait(timeout=60)
+            go_on.wait(timeout=PATIENCE_S)
             return runs(*arguments)
 
         monkeypatch.setattr(replica._served.runner, "run", hangs)

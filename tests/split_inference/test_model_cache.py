@@ -13,6 +13,7 @@ import torch
 
 from split_inference.model_cache import KEPT, cache_place, load_cached_model
 from split_inference.model_catalog import EMBEDDED_URI, load_model
+from tests.patience import PATIENCE_S
 
 URI = "resnet18?weights=random&seed=3"
 pytestmark = pytest.mark.slow
@@ -61,7 +62,7 @@ def test_finding_needs_no_library_that_built_the_network(folder):
         f"load_cached_model({URI!r}, Path({str(folder)!r}))\n"
         "assert 'transformers' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE_S)
 
 
 @pytest.mark.parametrize("file", ["about.json", "program.pt2"])

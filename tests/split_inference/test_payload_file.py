@@ -28,6 +28,7 @@ from split_inference.payload_file import (
     PayloadTraffic,
     PayloadWriter,
 )
+from tests.patience import PATIENCE_S
 
 MODEL = PayloadModel(name="tiny", uri="embedded:tiny", digest="ab" * 32, macs=1000)
 CLASSES = st.integers(0, 2**32 - 1)
@@ -306,5 +307,5 @@ def test_the_limit_of_a_body_is_the_wires():
 
 def test_reading_needs_neither_torch_nor_numpy():
     code = "import sys, split_inference.payload_file; print(sorted({'torch', 'numpy'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE_S)
     assert done.stdout.strip() == "[]"
