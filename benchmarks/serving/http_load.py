@@ -72,6 +72,11 @@ class LoadResult:
         """Answers with this status a second."""
         return sum(each.status == status for each in self.outcomes) / self.wall_s if self.wall_s else 0.0
 
+    def between(self, from_s: float, until_s: float) -> LoadResult:
+        """What ended in this part of the run: without the seconds in which batches form for the first time."""
+        outcomes = [each for each in self.outcomes if from_s < each.ended_s <= until_s]
+        return LoadResult(outcomes=outcomes, wall_s=until_s - from_s)
+
     def statuses(self) -> dict[int, int]:
         """Requests by status."""
         return dict(collections.Counter(each.status for each in self.outcomes))

@@ -10,9 +10,12 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 SIZES = (1, 2, 4, 8, 16, 32)
+
+ResultT = TypeVar("ResultT")
 
 
 class LimitProcess:
@@ -47,6 +50,24 @@ class LimitProcess:
         assert self._process.stdin
         self._process.stdin.close()
         self._process.wait(timeout=20)
+
+
+class Yardstick:
+    """The limit of one process right before and right after something else, which a machine's moods move as well."""
+
+    def __init__(self, process: LimitProcess, *, seconds: float) -> None:
+        self._process = process
+        self._seconds = seconds
+
+    def around(self, measured: Callable[[], ResultT], *, size: int) -> tuple[ResultT, float]:
+        """What was measured, and the seconds that a batch took in this process: the mean of both medians."""
+        before_s = self._batch_s(size)
+        result = measured()
+        return result, (before_s + self._batch_s(size)) / 2
+
+    def _batch_s(self, size: int) -> float:
+        self._process.ask(size, self._seconds)
+        return self._process.read()["batch_s"]
 
 
 def measure_together(processes: Sequence[LimitProcess], *, size: int, seconds: float) -> float:

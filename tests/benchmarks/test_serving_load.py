@@ -29,6 +29,7 @@ from benchmarks.serving.http_load import (
     poisson_arrivals_s,
     request_bytes,
 )
+from benchmarks.serving.limit import Yardstick
 from benchmarks.serving.open_loop import OpenLoopProcess, OpenLoopResult, Second, judge, run_open_loop, with_deadline
 from benchmarks.serving.process_stats import cpu_between, cpu_by_name, of, tree
 from split_inference.feature_codec import CodecProfile, FeatureCodec
@@ -105,6 +106,37 @@ def test_every_request_is_counted_once_and_by_its_status():
     assert result.rate_per_s() == statuses[200] / result.wall_s
     assert 0.3 <= result.wall_s < 0.6
     assert 0 < result.own_cpu_s <= result.wall_s + 0.1
+
+
+def test_a_part_of_a_run_holds_what_ended_in_it():
+    ends_s = (0.5, 1.0, 1.5, 2.0, 2.5)
+    whole = LoadResult(
+        outcomes=[Outcome(intended_s=0.0, sent_s=0.0, ended_s=each, status=200) for each in ends_s], wall_s=3.0
+    )
+    part = whole.between(1.0, 2.0)
+    assert [each.ended_s for each in part.outcomes] == [1.5, 2.0]
+    assert part.rate_per_s() == 2.0
+    assert sum(whole.between(at, at + 1).rate_per_s() for at in (0.0, 1.0, 2.0)) == len(ends_s)
+
+
+def test_a_yardstick_is_what_the_machine_did_before_and_after():
+    class Slowing:
+        """Each batch takes a second longer than the one before; what is measured in between counts as one too."""
+
+        def __init__(self):
+            self.asked = []
+
+        def ask(self, size, seconds):
+            self.asked.append((size, seconds))
+
+        def read(self):
+            return {"batch_s": float(len(self.asked)), "rate_per_s": 0.0}
+
+    process = Slowing()
+    yardstick = Yardstick(process, seconds=0.25)
+    found, batch_s = yardstick.around(lambda: process.ask(0, 0) or "load", size=16)
+    assert (found, batch_s) == ("load", 2.0)
+    assert process.asked == [(16, 0.25), (0, 0), (16, 0.25)]
 
 
 def test_all_bodies_are_sent_in_turn_and_whole():
