@@ -28,7 +28,7 @@ class FleetClock(Clock, Protocol):
         """Return at that moment or soon after; a moment that is over means now."""
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
-        """Let it run beside all others, from now on."""
+        """Let it run beside all others, from now on; it may have run until its first wait when this returns."""
 
 
 class SystemClock:

@@ -94,7 +94,7 @@ class ServerModel:
         if ask.bad:
             return Refused("bad_frame", None)
         overhead_s = quantile(self._overhead_s, self._rng.random())
-        replica = min(self._replicas, key=_PENDING)
+        replica = self._least_pending()
         wait_s = self._expected_wait_s(replica, ask.split_point, now_s)
         if replica.pending >= self._profile.max_pending or now_s + wait_s + overhead_s > until_s:
             self._report(wait_s)
@@ -109,6 +109,13 @@ class ServerModel:
             return None
         outcome: Served | Refused = waiting.promise.value
         return outcome
+
+    def _least_pending(self) -> _Replica:
+        """The first one with the least inside."""
+        for replica in self._replicas:
+            if not replica.pending:
+                return replica
+        return min(self._replicas, key=_PENDING)
 
     def go_down(self, *, for_s: float) -> None:
         """Nobody answers for a while; what was inside is lost."""

@@ -46,8 +46,8 @@ class VirtualClock:
         heappush(self._events, (at_s if at_s > self._now_s else self._now_s, self._asked, call, argument))
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
-        """Let it run beside all others, from now on."""
-        self.at(self._now_s, self._resume, work)
+        """Let it run beside all others: at once, until it waits for the first time."""
+        self._resume(work)
 
     def sleep_until(self, at_s: float) -> Awaitable[None]:
         """Return at that moment; a moment that is over means now."""

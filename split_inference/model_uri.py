@@ -64,6 +64,8 @@ def parse_uri(uri: str) -> ModelUri:
             )
     if scheme not in _OPTIONS or not path:
         raise ModelLoadError(f"unknown model {uri!r}: the schemes are embedded:, hf:, pt2: and factory:")
+    if scheme == "embedded" and head != EMBEDDED_URI:
+        raise ModelLoadError(f"no embedded model {path!r}; there is one, {EMBEDDED_URI}")
     options = dict(parse_qsl(query, keep_blank_values=True))
     for key in options:
         if key not in _OPTIONS[scheme]:

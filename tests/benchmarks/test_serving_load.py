@@ -29,7 +29,7 @@ from benchmarks.serving.http_load import (
     poisson_arrivals_s,
     request_bytes,
 )
-from benchmarks.serving.limit import Yardstick
+from benchmarks.serving.limit import LimitProcess, Yardstick
 from benchmarks.serving.open_loop import OpenLoopProcess, OpenLoopResult, Second, judge, run_open_loop, with_deadline
 from benchmarks.serving.process_stats import cpu_between, cpu_by_name, of, tree
 from split_inference.feature_codec import CodecProfile, FeatureCodec
@@ -120,7 +120,7 @@ def test_a_part_of_a_run_holds_what_ended_in_it():
 
 
 def test_a_yardstick_is_what_the_machine_did_before_and_after():
-    class Slowing:
+    class Slowing(LimitProcess):
         """Each batch takes a second longer than the one before; what is measured in between counts as one too."""
 
         def __init__(self):

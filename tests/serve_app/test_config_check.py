@@ -114,6 +114,7 @@ def test_weights_of_user_config_are_those_in_force_and_the_catalogue_has_to_say_
         (f"{MODEL}.args", [], "valid dictionary"),
         (f"{MODEL}.args.model", ABSENT, "has to be set"),
         (f"{MODEL}.args.model", "embed:resnet20-cifar10", "embedded:"),
+        (f"{MODEL}.args.model", "embedded:resnet99", "no embedded model"),
         (f"{MODEL}.args.model", "resnet34?weights=/no/such.safetensors", "no file /no/such.safetensors"),
         (f"{MODEL}.args.model", "pt2:/no/such.pt2", "no file /no/such.pt2"),
         (f"{DEPLOYMENT}.user_config.model", "pt2:/no/such.pt2", "no file /no/such.pt2"),
