@@ -53,9 +53,10 @@ serve: $(VENV)/.installed  ## Check config.yaml, then serve it behind HAProxy on
 check-config: $(VENV)/.installed  ## Refuse a wrong config.yaml with the field's name
 	$(BIN)/split-inference check-config config.yaml
 
-# Files of tests run side by side, a file at a time in each process; one torch thread in each of theirs, too.
+# Files of tests run side by side, a file at a time in each process, in the order of tests/conftest.py: xdist's own
+# puts files of few tests last, and those are the longest. One torch thread in each of theirs, too.
 WORKERS ?= 2
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.installed-dev  ## All tests, with real Ray, HTTP, Locust and Chromium; WORKERS=2 files at a time
 	$(PYTEST)
 
