@@ -21,7 +21,8 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from split_inference.feature_codec import CodecProfile, FeatureCodec, decode_tensor
+from split_inference.codec_profile import CodecProfile
+from split_inference.feature_codec import FeatureCodec, decode_tensor
 from split_inference.figures import Bound, report
 from split_inference.wire import DIGEST_BYTES, FeatureFrame, decode_frame, encode_frame
 

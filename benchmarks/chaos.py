@@ -35,8 +35,9 @@ from benchmarks.serving.process_stats import ProcessUse, of
 from benchmarks.serving.systems import PLACE, ray_serve
 from edge_sim.server_process import HOST, ServerProcess
 from serve_app.tail_runner import TailRunner
+from split_inference.codec_profile import CodecProfile
 from split_inference.errors import ServerError
-from split_inference.feature_codec import CodecProfile, FeatureCodec
+from split_inference.feature_codec import FeatureCodec
 from split_inference.figures import Bound, report
 from split_inference.inputs import read_inputs
 from split_inference.model_catalog import EMBEDDED_FOLDER, EMBEDDED_URI, load_model

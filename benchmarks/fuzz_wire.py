@@ -21,8 +21,9 @@ import numpy as np
 
 from benchmarks.fuzz_target import Target
 from benchmarks.hostile_frames import HostileFrames, honest_request
+from split_inference.codec_profile import CodecProfile
 from split_inference.errors import MalformedFrameError, SplitInferenceError
-from split_inference.feature_codec import CodecProfile, FeatureCodec, decode_tensor, raw_bytes
+from split_inference.feature_codec import FeatureCodec, decode_tensor, raw_bytes
 from split_inference.figures import Bound, report
 from split_inference.wire import MAX_RAW_BYTES, decode_frame, decode_reply
 

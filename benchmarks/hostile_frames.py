@@ -18,7 +18,8 @@ import numpy as np
 import zstandard
 from PIL import Image
 
-from split_inference.feature_codec import CodecProfile, EncodedTensor, FeatureCodec
+from split_inference.codec_profile import CodecProfile
+from split_inference.feature_codec import EncodedTensor, FeatureCodec
 from split_inference.wire import (
     MAX_RAW_BYTES,
     FeatureFrame,

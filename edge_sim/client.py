@@ -25,13 +25,14 @@ from edge_sim.retry import RetryPolicy
 from edge_sim.server_card import ServerCard, check_digest, check_split_point
 from edge_sim.transport import HttpTransport, Request, Response, Transport
 from split_inference.calibration import Calibration
+from split_inference.codec_profile import CodecProfile
 from split_inference.errors import (
     DigestMismatchError,
     MalformedFrameError,
     ServerError,
     UsageError,
 )
-from split_inference.feature_codec import CodecProfile, FeatureCodec
+from split_inference.feature_codec import FeatureCodec
 from split_inference.model_catalog import LoadedModel, load_model
 from split_inference.model_split import SplitPoint
 from split_inference.predictions import top_predictions

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from edge_sim.arrivals import periodic_s, poisson_s
 from edge_sim.clock import FleetClock
+from edge_sim.conduct import Conduct, Heads, PathFacts
 from edge_sim.device import Device
 from edge_sim.fleet_server import FleetServer
 from edge_sim.link import Link
@@ -38,7 +39,7 @@ from edge_sim.scenario import (
     ServerOnly,
     Switch,
 )
-from edge_sim.worker import Conduct, EdgeWorker, Heads, PathFacts
+from edge_sim.worker import EdgeWorker
 from split_inference.errors import ConfigError
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from edge_sim.clock import FleetClock, WallClock
+from edge_sim.conduct import Heads
 from edge_sim.fleet import Fleet, Hardware, Shard
 from edge_sim.fleet_server import FleetServer
 from edge_sim.http_fleet_server import HttpFleetServer
@@ -28,7 +29,6 @@ from edge_sim.server_model import ServerModel
 from edge_sim.server_profile import BatchTimes, ServerProfile, quantile
 from edge_sim.transport import Access, HttpTransport
 from edge_sim.virtual_clock import VirtualClock
-from edge_sim.worker import Heads
 from split_inference.errors import UsageError
 from split_inference.payload_file import PayloadFile, PayloadHeader
 

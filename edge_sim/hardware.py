@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from edge_sim.conduct import PathFacts
 from edge_sim.device import Device
 from edge_sim.device_fit import DeviceFit
 from edge_sim.device_profiles import DeviceProfile, read_device_profiles
@@ -22,7 +23,6 @@ from edge_sim.rates import MarkovRate, RateState
 from edge_sim.scenario import LinkSettings, Rate
 from edge_sim.traces import Trace, read_trace
 from edge_sim.work import ModelWork, reference_work
-from edge_sim.worker import PathFacts
 from split_inference.errors import ConfigError, UsageError
 
 # Radio of a link that does not say: its power is then LTE's.

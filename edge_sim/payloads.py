@@ -18,9 +18,10 @@ import torch
 from numpy.typing import NDArray
 
 from split_inference.calibration import EMBEDDED_CALIBRATION, Calibration, load_calibration
+from split_inference.codec_profile import CodecProfile
 from split_inference.errors import DataError, FeatureMismatchError, MalformedInputError, TooLargeError, UsageError
 from split_inference.exactness import tensor_from
-from split_inference.feature_codec import CodecProfile, EncodedTensor, FeatureCodec, decode_tensor
+from split_inference.feature_codec import EncodedTensor, FeatureCodec, decode_tensor
 from split_inference.inputs import EncodedInput, read_inputs
 from split_inference.model_catalog import LoadedModel, load_model
 from split_inference.model_split import SplitPoint, SplittableModel

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from edge_sim.head_runner import HeadRunner
 from split_inference.calibration import EMBEDDED_CALIBRATION, Calibration, load_calibration
+from split_inference.codec_profile import CodecProfile
 from split_inference.errors import UsageError
-from split_inference.feature_codec import CodecProfile, FeatureCodec
+from split_inference.feature_codec import FeatureCodec
 from split_inference.inputs import EncodedInput, read_inputs
 from split_inference.model_catalog import load_model
 from split_inference.payload_file import PayloadHeader

@@ -11,17 +11,16 @@ do, and an answer that comes later is ignored. What can be finished neither ther
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterator
 
 from edge_sim.bandwidth import BandwidthEstimate
 from edge_sim.clock import FleetClock
+from edge_sim.conduct import Choices, Conduct, PathFacts
 from edge_sim.device import Device
-from edge_sim.fleet_server import Ask, FleetServer, Refused
+from edge_sim.fleet_server import Ask, Refused
 from edge_sim.link import Delivery, Link
 from edge_sim.plan import DEVICE_ONLY, PlanOption
-from edge_sim.policy import FixedPolicy, Policy, View, latency_s
+from edge_sim.policy import FixedPolicy, View, latency_s
 from edge_sim.power_meter import PowerMeter
 from edge_sim.request_record import ANSWERED, DROPPED, GAVE_UP, LOCALLY, Request, RequestWriter, how_text, who_text
 from edge_sim.send_bias import SendBias
@@ -32,70 +31,6 @@ _SPARE_S = 1e-6
 HOST_SLACK_S = 2e-3
 # After so long without a transfer, half of what a device believes of its bandwidth is its profile's promise again.
 FORGETTING_S = 30.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Conduct:
-    """How a device treats its requests, whatever the policy."""
-
-    deadline_s: float
-    max_in_flight: int = 2
-    """Requests at once: one that computes and one that is on its way."""
-    max_attempts: int = 3
-    """Times that one request is sent."""
-    retry_jitter: float = 0.5
-    """Up to this share is added to the wait that a server asks for."""
-    upload_limit_bytes_per_s: float | None = None
-    """A second's worth may be sent at once; what exceeds it is dropped before anything is computed."""
-    switch_s: float = 0.5
-    """Beside the round trip of the handshake: to load another head."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PathFacts:
-    """What a device believes of its way to the server before it has measured anything."""
-
-    up_bytes_per_s: float
-    down_bytes_per_s: float
-    round_trip_s: float
-    """Without transmission."""
-
-
-class Heads(Protocol):
-    """Runs what a simulated device computes on this machine; see real_heads.py."""
-
-    too_slow: int
-
-    def begin(self, option: int, item: int) -> Awaitable[bytes]: ...
-
-
-class Choices(Protocol):
-    """What a device may do now: replaced as a whole when model or split are switched while it runs."""
-
-    @property
-    def options(self) -> Sequence[PlanOption]: ...
-
-    @property
-    def whole(self) -> PlanOption: ...
-
-    @property
-    def policy(self) -> Policy: ...
-
-    @property
-    def model(self) -> str: ...
-
-    @property
-    def server(self) -> FleetServer: ...
-
-    @property
-    def service_s(self) -> float: ...
-
-    @property
-    def reply_bytes(self) -> int: ...
-
-    @property
-    def heads(self) -> Heads | None:
-        """None: what was prepared is replayed."""
 
 
 class EdgeWorker:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from split_inference.feature_codec import CodecProfile, FeatureCodec
+from split_inference.codec_profile import CodecProfile
+from split_inference.feature_codec import FeatureCodec
 from split_inference.payload_file import (
     PayloadHeader,
     PayloadInput,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from serve_app.settings import Limits
-from split_inference.feature_codec import COMPRESSOR_IDS, CodecProfile
+from split_inference.codec_profile import COMPRESSOR_IDS, CodecProfile
 from split_inference.model_card import UNTRAINED, ModelCard
 from split_inference.tiled_jpeg import MAX_SIDE, TileGrid
 from split_inference.wire import ACCEPTED_WIRE_VERSIONS

@@ -15,13 +15,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from serve_app.calibrated import calibrated_split_point
 from serve_app.settings import AppSettings
 from serve_app.tail_cache import Agreement, TailCache, TailKey
 from serve_app.tail_compiler import Compiled, compile_missing
 from serve_app.tail_executor import tail_key
 from serve_app.tail_points import points_to_compile
-from serve_app.tail_runner import TailRunner, calibrated_split_point
-from split_inference.feature_codec import CodecProfile, FeatureCodec
+from serve_app.tail_runner import TailRunner
+from split_inference.codec_profile import CodecProfile
+from split_inference.feature_codec import FeatureCodec
 from split_inference.inputs import EncodedInput, read_inputs
 from split_inference.model_cache import load_cached_model
 from split_inference.model_catalog import EMBEDDED_FOLDER, EMBEDDED_URI, LoadedModel, load_model

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from serve_app.batch_filling import fill, first_features, stays_coded
 from serve_app.batching import BatchKey, CostModel
+from serve_app.calibrated import calibration_for
 from serve_app.card import card_of
 from serve_app.cuda_device import GraphDevice
 from serve_app.micro_batcher import Prepared, StickyDeviceError
@@ -28,7 +29,6 @@ from serve_app.staging import Staged
 from serve_app.tail_cache import TailCache, TailKey
 from serve_app.tail_executor import TailExecutor, Warmth
 from serve_app.tail_points import TailSource, points_to_compile, points_to_warm
-from split_inference.calibration import EMBEDDED_CALIBRATION, Calibration, load_calibration
 from split_inference.errors import (
     ConfigError,
     FeatureMismatchError,
@@ -396,26 +396,6 @@ class TailRunner:
 
 
 _QUANTIZERS = tuple(f"u{bits}{suffix}" for bits in range(1, 9) for suffix in ("", "c"))
-
-
-def calibration_for(settings: AppSettings, *, digest: str) -> Calibration | None:
-    """What calibration found for these weights; None without a calibration. Raises ConfigError."""
-    if settings.calibration is not None:
-        calibration = load_calibration(settings.calibration)
-        if calibration.model_digest != digest:
-            raise ConfigError(
-                f"calibration: {settings.calibration} is for digest {calibration.model_digest[:16]}; the model has "
-                f"{digest[:16]}"
-            )
-        return calibration
-    embedded = load_calibration(EMBEDDED_CALIBRATION)
-    return embedded if embedded.model_digest == digest else None
-
-
-def calibrated_split_point(settings: AppSettings, *, digest: str) -> str | None:
-    """The split point that calibration found for these weights; None without a calibration. Raises ConfigError."""
-    calibration = calibration_for(settings, digest=digest)
-    return calibration.split_point if calibration else None
 
 
 def _between(batch_s: Mapping[int, float], rows: int) -> float:

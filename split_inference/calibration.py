@@ -10,8 +10,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from split_inference.codec_profile import ClipRange, CodecProfile
 from split_inference.errors import UnknownCodecError, UsageError
-from split_inference.feature_codec import ClipRange, CodecProfile, FeatureCodec
+from split_inference.feature_codec import FeatureCodec
 from split_inference.json_files import read_json_file
 
 EMBEDDED_CALIBRATION = Path(__file__).resolve().parent / "embedded" / "resnet20_cifar10.calibration.json"

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from split_inference.calibration import Calibration, Clip
+from split_inference.codec_profile import ClipRange, CodecProfile
 from split_inference.errors import DataError, UsageError
-from split_inference.feature_codec import ClipRange, CodecProfile, FeatureCodec
+from split_inference.feature_codec import FeatureCodec
 from split_inference.model_split import SplitPoint, SplittableModel
 from split_inference.split_evaluation import Floats, Indices, Outcomes, Score, SplitEvaluation
 from split_inference.wire import encode_frame

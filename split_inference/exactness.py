@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from split_inference.feature_codec import CodecProfile, FeatureCodec, decode_tensor
+from split_inference.codec_profile import CodecProfile
+from split_inference.feature_codec import FeatureCodec, decode_tensor
 from split_inference.model_split import SplitPoint, SplittableModel
 from split_inference.wire import DIGEST_BYTES, FeatureFrame, decode_frame, encode_frame
 

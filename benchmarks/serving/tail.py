@@ -23,7 +23,8 @@ from serve_app.machine import has_bfloat16
 from serve_app.settings import AppSettings, ExecutionSettings
 from serve_app.tail_module import DTYPES, WeightCaster
 from serve_app.tail_runner import TailRunner
-from split_inference.feature_codec import CodecProfile, FeatureCodec, decode_tensor
+from split_inference.codec_profile import CodecProfile
+from split_inference.feature_codec import FeatureCodec, decode_tensor
 from split_inference.model_catalog import LoadedModel, load_model
 from split_inference.predictions import top_predictions
 from split_inference.wire import FeatureFrame, decode_frame, encode_frame

@@ -32,7 +32,8 @@ from benchmarks.serving.http_load import (
 from benchmarks.serving.limit import LimitProcess, Yardstick
 from benchmarks.serving.open_loop import OpenLoopProcess, OpenLoopResult, Second, judge, run_open_loop, with_deadline
 from benchmarks.serving.process_stats import cpu_between, cpu_by_name, of, tree
-from split_inference.feature_codec import CodecProfile, FeatureCodec
+from split_inference.codec_profile import CodecProfile
+from split_inference.feature_codec import FeatureCodec
 from split_inference.wire import FeatureFrame, decode_frame, encode_frame
 from tests.benchmarks.stub_server import Reply, Stub, stub_server
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from edge_sim.conduct import PathFacts
 from edge_sim.device import Device
 from edge_sim.fleet_run import run_scenario
 from edge_sim.link import Bottleneck, Link
@@ -12,7 +13,6 @@ from edge_sim.model_profile import ModelProfile
 from edge_sim.power_meter import Power, PowerMeter
 from edge_sim.scenario import Scenario
 from edge_sim.traces import read_trace
-from edge_sim.worker import PathFacts
 
 SERVER = {"source": "assumed", "overhead_s": [0.0], "batch_s": {"*": {1: [0.01], 16: [0.04]}}, "max_pending": 100}
 POWER = Power(compute_w=5.0, idle_w=1.0, radio_base_w=2.0, radio_w_per_mbit_s=0.5, tail_s=3.0, tail_w=0.5)

@@ -18,6 +18,7 @@ from edge_sim.payloads_command import INTERRUPTED, payloads
 from serve_app.ingress import DEFAULT_TOP_K
 from serve_app.tail_runner import TailRunner
 from split_inference.calibration import EMBEDDED_CALIBRATION, Calibration, load_calibration, save_calibration
+from split_inference.codec_profile import CodecProfile
 from split_inference.errors import (
     ConfigError,
     DataError,
@@ -27,7 +28,7 @@ from split_inference.errors import (
     UnknownSplitPointError,
     UsageError,
 )
-from split_inference.feature_codec import CodecProfile, FeatureCodec
+from split_inference.feature_codec import FeatureCodec
 from split_inference.inputs import EncodedInput, read_inputs
 from split_inference.model_catalog import EMBEDDED_FOLDER, EMBEDDED_URI, load_model
 from split_inference.payload_file import PayloadFile, PayloadTraffic, PayloadWriter

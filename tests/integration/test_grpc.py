@@ -13,7 +13,8 @@ import torch
 import yaml
 
 from edge_sim.server_process import HOST, ServerProcess, free_port
-from split_inference.feature_codec import CodecProfile, FeatureCodec
+from split_inference.codec_profile import CodecProfile
+from split_inference.feature_codec import FeatureCodec
 from split_inference.grpc.inference_pb2 import FrameRequest
 from split_inference.grpc.inference_pb2_grpc import InferenceStub
 from split_inference.model_catalog import EMBEDDED_URI, load_model

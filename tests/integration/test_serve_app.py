@@ -27,7 +27,8 @@ import pytest
 import torch
 import yaml
 
-from split_inference.feature_codec import CodecProfile, FeatureCodec
+from split_inference.codec_profile import CodecProfile
+from split_inference.feature_codec import FeatureCodec
 from split_inference.model_catalog import EMBEDDED_FOLDER, EMBEDDED_URI, LoadedModel, load_model
 from split_inference.wire import FRAME_MEDIA_TYPE, FeatureFrame, decode_reply, encode_frame
 from tests.integration.processes import below, processes, wait_for

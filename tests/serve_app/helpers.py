@@ -29,8 +29,9 @@ from serve_app.model_runner import ModelRunner, Payload
 from serve_app.service import InferenceService
 from serve_app.settings import Limits
 from serve_app.tokens import TokenBook
+from split_inference.codec_profile import CodecProfile
 from split_inference.errors import FeatureMismatchError, UnknownSplitPointError, UnsupportedMediaError, WireError
-from split_inference.feature_codec import CodecProfile, FeatureCodec, decode_tensor
+from split_inference.feature_codec import FeatureCodec, decode_tensor
 from split_inference.preprocessing import ImagePreprocessing
 from split_inference.wire import FRAME_MEDIA_TYPE, FeatureFrame, encode_frame
 from tests.patience import PATIENCE_S

@@ -18,8 +18,9 @@ from serve_app.settings import AppSettings, ExecutionSettings
 from serve_app.tail_cache import TailCache, TailKey
 from serve_app.tail_points import points_to_compile, stage_ends
 from serve_app.tail_runner import TailRunner
+from split_inference.codec_profile import CodecProfile
 from split_inference.errors import ConfigError, ModelLoadError
-from split_inference.feature_codec import CodecProfile, FeatureCodec, decode_tensor
+from split_inference.feature_codec import FeatureCodec, decode_tensor
 from split_inference.model_catalog import EMBEDDED_URI, load_model
 from split_inference.wire import FeatureFrame
 

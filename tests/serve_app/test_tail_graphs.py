@@ -21,8 +21,9 @@ from serve_app.settings import AppSettings, ExecutionSettings
 from serve_app.staging import Staging
 from serve_app.tail_graphs import GraphKey, TailGraphs
 from serve_app.tail_runner import TailRunner
+from split_inference.codec_profile import CodecProfile
 from split_inference.errors import ConfigError
-from split_inference.feature_codec import CodecProfile, FeatureCodec
+from split_inference.feature_codec import FeatureCodec
 from split_inference.model_catalog import EMBEDDED_URI, load_model
 from split_inference.model_split import FeatureSpec
 from split_inference.wire import FeatureFrame

@@ -13,14 +13,8 @@ from hypothesis import strategies as st
 
 from serve_app.feature_form import CODES, FLOATS, FeatureForm, form_of
 from serve_app.tail_module import ServedTail, unpack_planes
-from split_inference.feature_codec import (
-    CodecProfile,
-    FeatureCodec,
-    decode_codes,
-    decode_planes,
-    decode_tensor,
-    planes_shape,
-)
+from split_inference.codec_profile import CodecProfile
+from split_inference.feature_codec import FeatureCodec, decode_codes, decode_planes, decode_tensor, planes_shape
 from split_inference.model_split import FeatureSpec
 from split_inference.packing import pack_planes
 

@@ -12,6 +12,7 @@ import torch
 from serve_app.batching import CostModel
 from serve_app.settings import Limits
 from serve_app.tail_runner import TailRunner
+from split_inference.codec_profile import CodecProfile
 from split_inference.errors import (
     FeatureMismatchError,
     MalformedFrameError,
@@ -21,7 +22,7 @@ from split_inference.errors import (
     UnknownSplitPointError,
     UnsupportedMediaError,
 )
-from split_inference.feature_codec import CodecProfile, EncodedTensor
+from split_inference.feature_codec import EncodedTensor
 from split_inference.model_card import ModelCard
 from split_inference.model_split import FeatureSpec, SplitPoint
 from split_inference.preprocessing import ImagePreprocessing

@@ -14,11 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from split_inference import compression, feature_codec, packing
+from split_inference import codec_profile, compression, feature_codec, packing
+from split_inference.codec_profile import ClipRange, CodecProfile
 from split_inference.errors import FeatureMismatchError, MalformedFrameError, SplitInferenceError, UnknownCodecError
 from split_inference.feature_codec import (
-    ClipRange,
-    CodecProfile,
     EncodedTensor,
     FeatureCodec,
     decode_codes,
@@ -75,7 +74,7 @@ def test_ids_on_the_wire_never_change_their_meaning():
         feature_codec.UNIFORM_PER_CHANNEL,
         feature_codec.TILED_JPEG,
     ) == (0, 1, 2, 3, 4)
-    assert feature_codec.COMPRESSOR_IDS == {"none": 0, "lz4": 1, "lz4hc": 2, "zstd": 3}
+    assert codec_profile.COMPRESSOR_IDS == {"none": 0, "lz4": 1, "lz4hc": 2, "zstd": 3}
     assert feature_codec.DTYPES == ("float32", "float16")
 
 
@@ -527,7 +526,8 @@ def test_every_profile_survives_every_shape(rng):
 
 
 def test_the_examples_in_the_documentation_run():
-    assert doctest.testmod(feature_codec, extraglobs={"np": np}).failed == 0
+    for module in (codec_profile, feature_codec):
+        assert doctest.testmod(module, extraglobs={"np": np}).failed == 0
 
 
 @pytest.mark.parametrize("name", [f"{uniform}+{how}" for uniform in UNIFORM for how in ("none", "lz4", "zstd")])

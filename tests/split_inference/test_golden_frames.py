@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from split_inference.feature_codec import ClipRange, CodecProfile, FeatureCodec, decode_tensor
+from split_inference.codec_profile import ClipRange, CodecProfile
+from split_inference.feature_codec import FeatureCodec, decode_tensor
 from split_inference.wire import (
     FeatureFrame,
     Prediction,

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from split_inference.codec_profile import CodecProfile
 from split_inference.errors import MalformedFrameError
-from split_inference.feature_codec import CodecProfile, FeatureCodec, decode_tensor
+from split_inference.feature_codec import FeatureCodec, decode_tensor
 from split_inference.tiled_jpeg import MAX_SIDE, TileGrid, decode_tiles_into, encode_tiles
 
 

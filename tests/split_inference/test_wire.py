@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from benchmarks.fuzz_wire import fuzz
 from split_inference import wire
+from split_inference.codec_profile import CodecProfile
 from split_inference.errors import MalformedFrameError, TooLargeError
-from split_inference.feature_codec import CodecProfile, EncodedTensor, FeatureCodec, decode_tensor
+from split_inference.feature_codec import EncodedTensor, FeatureCodec, decode_tensor
 from split_inference.wire import (
     FeatureFrame,
     Prediction,
