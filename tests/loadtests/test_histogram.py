@@ -22,13 +22,13 @@ def exact(values, share):
     return sorted(values)[max(1, math.ceil(share * len(values) - 1e-9)) - 1]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(durations, min_size=1, max_size=300), st.floats(0, 1))
 def test_a_percentile_agrees_with_an_exact_sort_to_three_digits(values, share):
     assert Histogram.of(values).percentile(share) == pytest.approx(exact(values, share), rel=THREE_DIGITS)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(durations, min_size=1, max_size=100), st.integers(1, 12))
 def test_the_error_is_at_most_half_a_bucket_for_every_precision(values, bits):
     histogram = Histogram.of(values, bits=bits)
@@ -36,7 +36,7 @@ def test_the_error_is_at_most_half_a_bucket_for_every_precision(values, bits):
         assert histogram.percentile(share) == pytest.approx(exact(values, share), rel=2.0 ** -(bits + 1) + 1e-12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.lists(durations, max_size=60), min_size=4, max_size=4), st.permutations(range(4)))
 def test_four_merged_histograms_are_the_histogram_of_all_values_in_any_order(parts, order):
     merged = Histogram()
@@ -57,7 +57,7 @@ def test_million_draws_of_a_latency_agree_with_their_sort(rng):
     assert (histogram.min_s, histogram.max_s) == (min(values), max(values))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(durations, max_size=50))
 def test_json_gives_the_same_histogram_back(values):
     histogram = Histogram.of(values)
@@ -66,13 +66,13 @@ def test_json_gives_the_same_histogram_back(values):
     assert (back.count, back.sum_s) == (histogram.count, histogram.sum_s)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(durations, max_size=50))
 def test_a_coarser_histogram_is_what_recording_coarsely_gives(values):
     assert Histogram.of(values).coarser(CURVE_BITS) == Histogram.of(values, bits=CURVE_BITS)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(durations, min_size=1, max_size=50), durations)
 def test_the_share_below_a_value_is_exact_but_for_its_own_bucket(values, limit):
     histogram = Histogram.of(values)

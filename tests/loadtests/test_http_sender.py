@@ -75,7 +75,7 @@ def sender_of(*new, idle=(), timeout_s=60.0):
     return sender
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(1, len(PLAIN) - 1), max_size=6, unique=True).map(sorted))
 def test_a_response_is_the_same_however_it_is_cut(cuts):
     edges = [0, *cuts, len(PLAIN)]

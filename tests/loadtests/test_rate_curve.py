@@ -15,7 +15,7 @@ from split_inference.errors import UsageError
 pieces = st.lists(st.builds(Piece, st.floats(0.1, 100), st.floats(0, 1000), st.floats(0, 1000)), min_size=1, max_size=8)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(pieces)
 def test_when_is_the_inverse_of_expected(parts):
     if sum(part.from_per_s + part.to_per_s for part in parts) == 0:
@@ -29,7 +29,7 @@ def test_when_is_the_inverse_of_expected(parts):
     np.testing.assert_allclose(curve.expected(when), expected, atol=1e-6 * max(1, curve.total))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(pieces, st.floats(0.01, 0.99))
 def test_expected_grows_at_the_rate(parts, share):
     if sum(part.from_per_s + part.to_per_s for part in parts) == 0:

@@ -119,7 +119,7 @@ def contents(draw):
     return header(*options, inputs=inputs, traffic=traffic), bodies
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(contents())
 def test_what_was_written_is_read(content):
     expected, bodies = content
@@ -219,7 +219,7 @@ def test_another_files_magic_and_a_later_version_are_named(small):
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_noise_is_refused(data):
     with tempfile.TemporaryDirectory() as folder:
         refused(Path(folder) / "noise", data)
