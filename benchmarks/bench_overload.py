@@ -21,7 +21,7 @@ from benchmarks.serving.half_sent import allow_open_files, half_sent
 from benchmarks.serving.http_load import closed_loop, request_bytes
 from benchmarks.serving.open_loop import OpenLoopProcess, OpenLoopResult
 from benchmarks.serving.process_stats import ProcessUse
-from benchmarks.serving.stolen_time import undisturbed
+from benchmarks.serving.stolen_time import MOST_STOLEN, Undisturbed
 from benchmarks.serving.systems import processes_of, ray_serve
 from benchmarks.serving.tail import PRECISION, Tail, bodies, serve_config
 from edge_sim.server_process import HOST, ServerProcess
@@ -33,6 +33,7 @@ HALF_SENT = 1000
 # Of the capacity: what an honest fleet asks for while somebody else misbehaves.
 HONEST_SHARE = 0.6
 BOUNDS: dict[str, Bound] = {
+    "stolen_by_the_host": ("<=", MOST_STOLEN),
     "overload_goodput_over_capacity": (">=", 0.9),
     # Else a server that overload has damaged would be judged by what is left of it.
     "capacity_after_over_before": (">=", 0.85),
@@ -59,7 +60,8 @@ def main() -> int:
         address, path = (HOST, server.port), "/v1/models/one"
         requests = [request_bytes(HOST, path, body, media_type=FRAME_MEDIA_TYPE) for body in frames]
         closed_loop(address, requests, concurrency=32, seconds=2)
-        measured = undisturbed(
+        undisturbed = Undisturbed(tries=3)
+        measured = undisturbed.measure(
             "overload", lambda: overload_of(server, address, path, frames, requests, seconds=options.seconds)
         )
         print("half-sent bodies ...", file=sys.stderr)
@@ -78,6 +80,7 @@ def main() -> int:
     figures = {
         "max_batch_samples": float(most),
         "batch_in_process_ms": 1000 * batch_s,
+        "stolen_by_the_host": undisturbed.most_stolen,
         **_overload_figures(measured),
         **_half_sent_figures(honest, honest_rate),
     }
@@ -112,7 +115,7 @@ def overload_of(
     """Measure all of it, one after the other."""
 
     def capacity_per_s() -> float:
-        return closed_loop(address, requests, concurrency=32, seconds=8).rate_per_s()
+        return closed_loop(address, requests, concurrency=32, seconds=10).between(2, 10).rate_per_s()
 
     print("measuring the capacity ...", file=sys.stderr)
     before = capacity_per_s()
