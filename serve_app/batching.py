@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 # Where an item states no deadline it is ordered as if it had this one, so that a stream of urgent ones cannot keep it
@@ -89,6 +90,9 @@ class CostModel:
             return known[below] * samples / below
         share = (samples - below) / (above - below)
         return known[below] + share * (known[above] - known[below])
+
+
+_DEADLINE = attrgetter("deadline_s")
 
 
 def _size_class(samples: int) -> int:
@@ -179,25 +183,34 @@ class BatchQueue:
         """
         batch: list[Item] = []
         expired: list[Item] = []
-        rows = 0
         first = self.most_urgent()
         while first is not None:
             queue = self._queues[first.key]
-            ends_s = starts_s + self._cost.batch_s(first.key, min(queue.samples, max(max_samples, first.samples)))
-            while queue.heap:
-                item = queue.heap[0][2]
-                if item.cancelled:
-                    self._pop(queue)
-                elif ends_s > item.deadline_s:
-                    expired.append(self._pop(queue))
-                elif batch and rows + item.samples > max_samples:
+            rows = 0
+            while True:
+                rows = self._fill(batch, rows, queue, max_samples)
+                hopeless = min(batch, key=_DEADLINE, default=None)
+                if hopeless is None or starts_s + self._cost.batch_s(first.key, rows) <= hopeless.deadline_s:
                     break
-                else:
-                    batch.append(self._pop(queue))
-                    rows += item.samples
+                # One at a time, and others in its place: without its rows the batch may end in time for the rest.
+                batch.remove(hopeless)
+                rows -= hopeless.samples
+                expired.append(hopeless)
             # Everything that waited under this key may have expired: then another key's turn has come.
             first = None if batch else self.most_urgent()
         return Taken(batch=batch, expired=expired)
+
+    def _fill(self, batch: list[Item], rows: int, queue: _KeyQueue, max_samples: int) -> int:
+        """Move the next urgent items that fit into a batch of so many rows. Returns its rows."""
+        while queue.heap:
+            item = queue.heap[0][2]
+            if not item.cancelled and batch and rows + item.samples > max_samples:
+                break
+            self._pop(queue)
+            if not item.cancelled:
+                batch.append(item)
+                rows += item.samples
+        return rows
 
     def work_before_s(self, item: Item, *, max_samples: int) -> float:
         """Seconds of waiting work that would run before `item`, which is not in the queue yet."""

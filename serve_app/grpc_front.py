@@ -33,7 +33,8 @@ CODE_OF: Mapping[int, str] = {
     500: "INTERNAL",
     503: "UNAVAILABLE",
 }
-# Frames of one stream that wait or run: a gateway that sends faster is read no further, and its own sending blocks.
+# Frames of one stream that wait, run or were answered and not taken yet: a gateway that sends faster is read no
+# further, and its own sending blocks.
 MAX_IN_FLIGHT = 32
 
 LOG = logging.getLogger(__name__)
@@ -81,11 +82,8 @@ class GrpcFront:
         running: set[asyncio.Task[None]] = set()
 
         async def answer(request: FrameRequest) -> None:
-            try:
-                outcome = await self._answer(request, texts)
-                done.put_nowait(outcome.reply)
-            finally:
-                room.release()
+            outcome = await self._answer(request, texts)
+            done.put_nowait(outcome.reply)
 
         async def read() -> None:
             try:
@@ -94,15 +92,25 @@ class GrpcFront:
                     task = asyncio.create_task(answer(request))
                     running.add(task)
                     task.add_done_callback(running.discard)
+            finally:
+                # Also where the client's side broke: what it sent before is answered.
                 if running:
                     await asyncio.wait(set(running))
-            finally:
                 done.put_nowait(None)
 
+        try:
+            self._tokens.client_of(texts.get("authorization"))
+        except WireError:
+            # Before anything is read: not even a silent stream stays open without a token.
+            yield (await self._answer(FrameRequest(), texts)).reply
+            return
         reader = asyncio.create_task(read())
         try:
             while (reply := await done.get()) is not None:
                 yield reply
+                # Not before it was taken: a client that never reads is read no further either.
+                room.release()
+            await reader
         finally:
             reader.cancel()
             for task in set(running):

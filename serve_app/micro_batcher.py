@@ -91,6 +91,7 @@ class Served(Generic[ResultT]):
 class _Flight:
     taken: Taken
     expected_s: float
+    launched_s: float
     run_began_s: float | None = None
 
 
@@ -157,6 +158,12 @@ class MicroBatcher(Generic[PayloadT, StagedT, ResultT]):
         """How long the oldest waiting item has waited; 0 where none does."""
         entered_s = self._queue.oldest_entered_s()
         return 0.0 if entered_s is None else self._now_s() - entered_s
+
+    def running_s(self) -> float:
+        """How long the batch that was launched first has been prepared or run; 0 where none is. Whoever asked may have
+        left."""
+        now_s = self._now_s()
+        return max((now_s - (each.run_began_s or each.launched_s) for each in self._flights), default=0.0)
 
     def expected_wait_s(self, key: Hashable, *, samples: int, deadline_s: float = math.inf) -> float:
         """Seconds until an item that came now would be answered: what is in flight, what is more urgent, and itself."""
@@ -238,9 +245,10 @@ class MicroBatcher(Generic[PayloadT, StagedT, ResultT]):
             for item in taken.expired:
                 _fail(item, DeadlineError("the answer would come after the request's deadline; it was not computed"))
             if taken.batch:
-                flight = _Flight(taken=taken, expected_s=self.cost.batch_s(taken.batch[0].key, taken.samples))
+                expected_s = self.cost.batch_s(taken.batch[0].key, taken.samples)
+                flight = _Flight(taken=taken, expected_s=expected_s, launched_s=now_s)
                 self._flights.append(flight)
-                task = asyncio.get_running_loop().create_task(self._fly(flight, launched_s=now_s))
+                task = asyncio.get_running_loop().create_task(self._fly(flight))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
@@ -262,12 +270,12 @@ class MicroBatcher(Generic[PayloadT, StagedT, ResultT]):
             return math.inf
         return free_s - self._prepare_cost.batch_s(key, rows) - self.settings.lead_ms / 1000
 
-    async def _fly(self, flight: _Flight, *, launched_s: float) -> None:
+    async def _fly(self, flight: _Flight) -> None:
         batch = flight.taken.batch
         key = batch[0].key
         try:
             try:
-                await self._run_together(key, batch, flight, launched_s=launched_s)
+                await self._run_together(key, batch, flight)
             except StickyDeviceError as error:
                 self._break(error, batch)
             except Exception as error:
@@ -279,7 +287,7 @@ class MicroBatcher(Generic[PayloadT, StagedT, ResultT]):
                         self._log.warning("a batch of %d failed (%s); running each alone", len(batch), error)
                     for item in batch:
                         if not item.cancelled:
-                            await self._run_alone(key, item, flight, launched_s=launched_s)
+                            await self._run_alone(key, item, flight)
         finally:
             self._flights.remove(flight)
             for item in batch:
@@ -287,15 +295,15 @@ class MicroBatcher(Generic[PayloadT, StagedT, ResultT]):
                 _fail(item, RuntimeError("the batch ended without an answer"))
             self._pump()
 
-    async def _run_alone(self, key: Hashable, item: Item, flight: _Flight, *, launched_s: float) -> None:
+    async def _run_alone(self, key: Hashable, item: Item, flight: _Flight) -> None:
         try:
-            await self._run_together(key, [item], flight, launched_s=launched_s)
+            await self._run_together(key, [item], flight)
         except StickyDeviceError as error:
             self._break(error, [item])
         except Exception as error:
             _fail(item, error)
 
-    async def _run_together(self, key: Hashable, batch: list[Item], flight: _Flight, *, launched_s: float) -> None:
+    async def _run_together(self, key: Hashable, batch: list[Item], flight: _Flight) -> None:
         loop = asyncio.get_running_loop()
         payloads = [item.payload for item in batch]
 
@@ -332,7 +340,7 @@ class MicroBatcher(Generic[PayloadT, StagedT, ResultT]):
         self.cost.learn(key, samples, run_s)
         self._prepare_cost.learn(key, samples, prepare_s)
         # Until it was decoded or run: the next batch is decoded early, and then waits for the model.
-        waited_until_s = (flight.run_began_s or launched_s) - prepare_s
+        waited_until_s = (flight.run_began_s or flight.launched_s) - prepare_s
         delays_s = tuple(max(0.0, waited_until_s - item.entered_s) for item in good)
         for item, result, queue_s in zip(good, results, delays_s, strict=True):
             if isinstance(result, WireError):

@@ -25,7 +25,7 @@ from serve_app.micro_batcher import BatchReport, MicroBatcher
 from serve_app.model_runner import ModelRunner, Payload
 from serve_app.observer import BatchFacts, Observers, Protocols, RequestFacts
 from serve_app.settings import BatchingSettings, Limits
-from split_inference.errors import DeadlineError, DigestMismatchError
+from split_inference.errors import DeadlineError, DigestMismatchError, OverloadedError
 from split_inference.predictions import top_predictions
 from split_inference.wire import Prediction, ReplyFrame, decode_frame
 
@@ -147,6 +147,7 @@ class InferenceService:
         )
         # For images and large frames, so that reading one holds neither the model nor the event loop up.
         self._input_thread = ThreadPoolExecutor(1, thread_name_prefix="input", initializer=thread_start)
+        self._reading_since_s: float | None = None
 
     @property
     def pending(self) -> int:
@@ -183,7 +184,7 @@ class InferenceService:
         if len(body) <= INLINE_PARSE_BYTES:
             frame = decode_frame(body)
         else:
-            frame = await _in(self._input_thread, lambda: decode_frame(body))
+            frame = await self._in_input_thread(lambda: decode_frame(body))
         if frame.model_digest != self._digest_prefix:
             raise DigestMismatchError(self._digest_reason(frame.model_digest.hex()))
         self.runner.check(frame)
@@ -198,7 +199,7 @@ class InferenceService:
         """The reply to an encoded image or sound, from the whole model."""
         began_s = self.now_s()
         call.bytes_in = len(body)
-        inputs = await _in(self._input_thread, lambda: self.runner.preprocess(body))
+        inputs = await self._in_input_thread(lambda: self._preprocess(body, call))
         call.samples = len(inputs)
         call.timings_s["preprocess"] = self.now_s() - began_s
         return await self._run(self.runner.key_of(inputs), inputs, call, as_logits=as_logits, top_k=top_k)
@@ -223,10 +224,16 @@ class InferenceService:
         )
 
     def check_health(self) -> None:
-        """Raise RuntimeError where the oldest request has waited too long: the model hangs."""
-        age_s = max(self.admission.oldest_age_s(), self._batcher.oldest_age_s())
-        if age_s > self.limits.max_request_age_s:
-            raise RuntimeError(f"the oldest request has waited {age_s:.0f} s")
+        """Raise RuntimeError where the oldest request has waited too long, or what was begun for one that has left."""
+        reading_since_s = self._reading_since_s
+        ages_s = {
+            "the oldest request has waited": max(self.admission.oldest_age_s(), self._batcher.oldest_age_s()),
+            "the model has run one batch for": self._batcher.running_s(),
+            "one input has been decoded for": 0.0 if reading_since_s is None else self.now_s() - reading_since_s,
+        }
+        for what, age_s in ages_s.items():
+            if age_s > self.limits.max_request_age_s:
+                raise RuntimeError(f"{what} {age_s:.0f} s")
 
     async def drain(self) -> None:
         """Return when everything that waits is answered."""
@@ -261,16 +268,44 @@ class InferenceService:
             logits=logits_NK if as_logits else None,
         )
 
+    async def _in_input_thread(self, work: Callable[[], _T]) -> _T:
+        """Cancelling the awaiting request also cancels the work where it has not begun."""
+
+        def timed() -> _T:
+            self._reading_since_s = self.now_s()
+            try:
+                return work()
+            finally:
+                self._reading_since_s = None
+
+        return await asyncio.get_running_loop().run_in_executor(self._input_thread, timed)
+
+    def _preprocess(self, body: bytes, call: Call) -> NDArray[np.float32]:
+        """In the inputs' thread, where others may have come first: what is too late by now is not worth decoding."""
+        late_s = self.now_s() - _deadline_s(call)
+        if late_s > 0:
+            raise DeadlineError(
+                f"other inputs were read first, for longer than the request's budget of {call.budget_ms} ms",
+                retry_after_s=late_s,
+            )
+        return self.runner.preprocess(body)
+
     def _expected(self, key: BatchKey, call: Call) -> tuple[float, float]:
         """Seconds that the answer will take from now, and the time after which it is worth nothing.
 
         Raises DeadlineError where it would come later: at once, while its sender still has time for something else.
+        Raises OverloadedError where it would come so late that the replica would look as if it hung.
         """
-        if call.budget_ms is None:
-            return self._batcher.expected_wait_s(key, samples=call.samples), math.inf
-        # The budget began to run when the sender let go of the request; the headers' arrival is the nearest we know.
-        deadline_s = call.started_s + call.budget_ms / 1000 - OUTSIDE_S
+        deadline_s = _deadline_s(call)
         wait_s = self._batcher.expected_wait_s(key, samples=call.samples, deadline_s=deadline_s)
+        most_s = self.limits.max_request_age_s / 2
+        if wait_s > most_s:
+            raise OverloadedError(
+                f"the answer would take {wait_s:.0f} s; nobody waits for more than {most_s:g} s here",
+                retry_after_s=wait_s - most_s,
+            )
+        if call.budget_ms is None:
+            return wait_s, deadline_s
         now_s = self.now_s()
         margin_s = self._margin.seconds(now_s, budget_s=deadline_s - call.started_s)
         late_s = now_s + wait_s * CAUTION + margin_s - deadline_s
@@ -303,6 +338,7 @@ class InferenceService:
         return f"{self.runner.name} has digest {ours}, the request is for {shown!r}; read the card again"
 
 
-async def _in(thread: ThreadPoolExecutor, work: Callable[[], _T]) -> _T:
-    # Cancelling the awaiting request also cancels the work where it has not begun.
-    return await asyncio.get_running_loop().run_in_executor(thread, work)
+def _deadline_s(call: Call) -> float:
+    """After which an answer is worth nothing; infinity where its sender said nothing."""
+    # The budget began to run when the sender let go of the request; the headers' arrival is the nearest we know.
+    return math.inf if call.budget_ms is None else call.started_s + call.budget_ms / 1000 - OUTSIDE_S

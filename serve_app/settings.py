@@ -53,7 +53,17 @@ class Limits(Settings):
     max_pending_bytes: int = Field(default=256 * 2**20, ge=MAX_FRAME_BYTES, le=64 * 2**30)
     """Body bytes held at one time by all of them: bounds memory where few requests are large."""
     max_request_age_s: float = Field(default=60.0, gt=0, le=3600)
-    """A replica whose oldest request is older than this says that it is unhealthy and is replaced."""
+    """A replica whose oldest request, batch or decoding is older than this says that it is unhealthy and is replaced.
+    A request that would wait for half of it is refused."""
+
+    @model_validator(mode="after")
+    def _a_slow_body_is_no_sick_replica(self) -> Limits:
+        if self.body_timeout_s >= self.max_request_age_s:
+            raise ValueError(
+                f"body_timeout_s ({self.body_timeout_s:g}) has to be below max_request_age_s "
+                f"({self.max_request_age_s:g}), or one slow sender would make a replica look sick"
+            )
+        return self
 
 
 class AuthSettings(Settings):

@@ -18,6 +18,9 @@ from split_inference.errors import MalformedInputError, TooLargeError
 
 # A 48-megapixel phone picture passes; decoded as RGB this is 150 MB, which a server process can hold.
 MAX_PIXELS = 50_000_000
+# Encoders of progressive JPEGs make about ten; a thumbnail among the metadata may be another JPEG.
+MAX_SCANS = 32
+_START_OF_SCAN = b"\xff\xda"
 # Formats that phones and cameras write. Others bring large decoders into reach of strangers' bytes.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 _RESAMPLING = {
@@ -94,10 +97,16 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise TooLargeError(f"image has far more than {max_pixels} pixels; at most so many are decoded") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise MalformedInputError(f"{len(data)} bytes that are no {', '.join(IMAGE_FORMATS)} image") from error
+    # Each scan costs a pass over all pixels, and few bytes. FFDA begins one, and is never among coded pixels.
+    if image.format == "JPEG" and data.count(_START_OF_SCAN) > MAX_SCANS:
+        raise MalformedInputError(f"the JPEG has more than {MAX_SCANS} scans, of which each costs a pass over it")
     width, height = image.size
     if width * height > max_pixels:
         raise TooLargeError(f"image is {width}x{height} pixels; at most {max_pixels} are decoded")
     try:
         return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Pillow raises struct.error, TypeError and more where metadata are not what they say.
         raise MalformedInputError(f"the image cannot be decoded: {error}") from error

@@ -103,16 +103,52 @@ def test_batches_of_odd_sizes_teach_what_a_full_one_takes(base_s, row_s):
         assert cost.batch_s("key", rows) == pytest.approx(2 * (base_s + row_s * rows), rel=0.1)
 
 
+items_strategy = st.lists(
+    st.tuples(st.sampled_from("abc"), st.integers(1, 20), st.floats(0, 5), st.floats(0, 3), st.booleans()), max_size=60
+)
+
+
+def millisecond_a_row():
+    cost = CostModel()
+    for size in (1, 16, 256):
+        cost.learn("a", size, 0.001 * size)
+    return cost
+
+
+def test_a_large_item_that_comes_too_late_makes_nobody_else_late():
+    large = item(samples=256, deadline_s=0.25)
+    others = [item(deadline_s=0.251) for _ in range(16)]
+    taken = queue_of(large, *others, cost=millisecond_a_row()).take(starts_s=0, max_samples=16)
+    assert (taken.expired, taken.batch) == ([large], others)
+
+
+def test_rows_that_do_not_fit_are_no_part_of_a_batchs_end():
+    first, second = item(samples=10, deadline_s=0.013), item(samples=10, deadline_s=0.5)
+    taken = queue_of(first, second, cost=millisecond_a_row()).take(starts_s=0, max_samples=16)
+    assert (taken.expired, taken.batch) == ([], [first])
+
+
+@given(items_strategy, st.integers(1, 24))
+def test_what_runs_ends_in_time_and_what_expired_would_not_have_in_the_largest_batch(rows, max_samples):
+    cost = CostModel()
+    for key in "abc":
+        for size in (1, 2, 4, 8, 16, 32):
+            cost.learn(key, size, 0.02 * size)
+    queue = queue_of(*[item(key, samples=n, entered_s=e, deadline_s=e + d) for key, n, e, d, _ in rows], cost=cost)
+    while queue.most_urgent() is not None:
+        taken = queue.take(starts_s=2.5, max_samples=max_samples)
+        if taken.batch:
+            ends_s = 2.5 + cost.batch_s(taken.batch[0].key, taken.samples)
+            assert all(each.deadline_s >= ends_s for each in taken.batch)
+        for each in taken.expired:
+            assert each.deadline_s < 2.5 + cost.batch_s(each.key, max(max_samples, each.samples))
+
+
 def test_a_large_item_runs_alone():
     large, small = item(samples=40, deadline_s=0.1), item(deadline_s=0.2)
     queue = queue_of(large, small)
     assert queue.take(starts_s=0, max_samples=16).batch == [large]
     assert queue.take(starts_s=0, max_samples=16).batch == [small]
-
-
-items_strategy = st.lists(
-    st.tuples(st.sampled_from("abc"), st.integers(1, 20), st.floats(0, 5), st.floats(0, 3), st.booleans()), max_size=60
-)
 
 
 @given(items_strategy, st.integers(1, 24))

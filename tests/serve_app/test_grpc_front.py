@@ -15,6 +15,7 @@ from serve_app.settings import Limits
 from serve_app.tokens import TokenBook, entry_line, new_token, parse_entries
 from split_inference.grpc.inference_pb2 import FrameRequest
 from split_inference.wire import decode_reply
+from tests.patience import PATIENCE_S
 from tests.serve_app.helpers import TinyRunner, frame_of, one_hot_features
 
 OTHER_DIGEST = frame_of(one_hot_features(0), digest="cd" * 32)
@@ -164,3 +165,62 @@ def test_a_stream_holds_no_more_than_its_window_and_gives_its_places_back_when_g
         service.close()
 
     asyncio.run(asyncio.wait_for(play(), 20))
+
+
+def test_a_client_that_sends_and_never_reads_is_read_no_further_than_its_window():
+    read: list[int] = []
+
+    async def endless():
+        while len(read) < 1000:
+            read.append(len(read))
+            yield request(sequence=len(read))
+
+    async def play():
+        service = InferenceService(TinyRunner())
+        replies = GrpcFront(service).stream(endless())
+        assert (await anext(replies)).status == 200
+        # All that may be answered is; nobody takes the replies.
+        while service.pending:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        assert len(read) == MAX_IN_FLIGHT + 1
+        assert (await anext(replies)).status == 200
+        await asyncio.sleep(0.05)
+        assert len(read) == MAX_IN_FLIGHT + 2
+        await replies.aclose()
+        service.close()
+
+    asyncio.run(asyncio.wait_for(play(), PATIENCE_S))
+
+
+def test_a_stream_without_a_token_ends_before_anything_is_read():
+    token = new_token()
+    tokens = TokenBook(parse_entries(entry_line("gateway", token), where="test"))
+
+    async def silent():
+        await asyncio.Event().wait()
+        yield request()
+
+    async def play():
+        front = GrpcFront(InferenceService(TinyRunner()), tokens=tokens)
+        return [reply async for reply in front.stream(silent(), [("authorization", "Bearer wrong")])]
+
+    (reply,) = asyncio.run(asyncio.wait_for(play(), PATIENCE_S))
+    assert (reply.status, reply.error) == (401, "UnauthorizedError")
+
+
+def test_where_the_clients_side_breaks_what_it_sent_is_answered_and_the_break_is_seen():
+    replies = []
+
+    async def broken():
+        for number in range(3):
+            yield request(sequence=number)
+        raise ConnectionResetError("link gone")
+
+    async def play():
+        async for reply in front_of().stream(broken()):
+            replies.append(reply.sequence)
+
+    with pytest.raises(ConnectionResetError, match="link gone"):
+        asyncio.run(asyncio.wait_for(play(), PATIENCE_S))
+    assert sorted(replies) == [0, 1, 2]

@@ -328,7 +328,11 @@ def test_a_request_whose_body_is_slow_is_answered_by_the_weights_that_it_came_to
 def test_a_model_that_hangs_is_unwell_also_when_others_took_its_place(weights, tmp_path, monkeypatch):
     go_on = threading.Event()
     settings = AppSettings.model_validate(
-        {"model": weights[0].uri, "limits": {"max_request_age_s": 0.2}, "execution": {"cache": tmp_path}}
+        {
+            "model": weights[0].uri,
+            "limits": {"max_request_age_s": 0.2, "body_timeout_s": 0.1},
+            "execution": {"cache": tmp_path},
+        }
     )
 
     async def beside(settings, *, model_thread, given_up):

@@ -88,6 +88,28 @@ def test_a_pixel_bomb_is_refused_before_it_is_decoded(edge):
     assert peak < 10_000_000
 
 
+def test_a_jpeg_of_hundreds_of_scans_is_refused_before_it_is_decoded(rng):
+    data = encoded(noise(rng, 64, 64), "JPEG", progressive=True)
+    last_scan = data[data.rindex(b"\xff\xda") : -2]
+    with pytest.raises(MalformedInputError, match="more than 32 scans"):
+        ImagePreprocessing(height=8, width=8).apply(data[:-2] + 40 * last_scan + b"\xff\xd9")
+    assert ImagePreprocessing(height=8, width=8).apply(data).shape == (1, 3, 8, 8)
+
+
+def exif_entry(tag: int, kind: int, content: bytes) -> bytes:
+    count = len(content) if kind == 2 else 1
+    return struct.pack("<HHI", tag, kind, count) + content.ljust(4, b"\0")
+
+
+@pytest.mark.parametrize("tag", [0x0100, 0x011A])
+def test_metadata_that_are_not_what_they_say_are_refused(rng, tag):
+    """ImageWidth, XResolution as text, beside an orientation for which they are written again."""
+    entries = exif_entry(tag, 2, b"ab\0") + exif_entry(0x0112, 3, b"\x06")
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4)
+    with pytest.raises(MalformedInputError, match="cannot be decoded"):
+        ImagePreprocessing(height=8, width=8).apply(encoded(noise(rng, 8, 8), "JPEG", exif=exif))
+
+
 def test_the_pixel_limit_is_the_callers(rng):
     data = encoded(noise(rng, 10, 10))
     with pytest.raises(TooLargeError, match="10x10 pixels; at most 99"):
