@@ -154,7 +154,7 @@ async def _reply(service: InferenceService, request: FrameRequest, call: Call, c
         raise TooLargeError(f"the frame has {len(frame)} bytes; at most {limit} are taken here")
     with service.enter(client, body_bytes=len(frame)):
         reply = await service.answer_frame(frame, call, as_logits=request.logits, top_k=request.top_k or DEFAULT_TOP_K)
-    return encode_reply(reply)
+    return await service.put_together(lambda: encode_reply(reply), samples=call.samples)
 
 
 def _refused(error: WireError, request: FrameRequest, call: Call) -> Outcome:

@@ -74,6 +74,9 @@ READ_GRACE_S = 0.02
 _LAG_S = 0.005
 _MOST_GRACES = 5
 
+# Logits of 16 samples and a thousand classes. Python writes JSON in one go, and nobody else is served meanwhile.
+MAX_JSON_NUMBERS = 16_384
+
 # Refused while the sender may still be sending.
 _LEAVES_A_BODY = frozenset({408, 413})
 
@@ -191,7 +194,7 @@ class Ingress:
             call.timings_s["read"] = self._service.now_s() - began_s
             work = self._service.answer_frame if is_frame else self._service.answer_input
             reply = await work(body, call, as_logits=wanted.as_logits, top_k=wanted.top_k)
-        return self._response(reply, call, wanted)
+        return await self._response(reply, call, wanted)
 
     async def _read(self, request: Request, ticket: Ticket, *, limit: int) -> bytes:
         watch = _BodyWatch(self._service.admission, ticket, timeout_s=self._limits.body_timeout_s)
@@ -207,10 +210,17 @@ class Ingress:
         self._service.admission.has_read(ticket)
         return body
 
-    def _response(self, reply: ReplyFrame, call: Call, wanted: Wanted) -> Response:
+    async def _response(self, reply: ReplyFrame, call: Call, wanted: Wanted) -> Response:
         headers = {"server-timing": f"{server_timing(call.timings_s)}, batch;desc={call.batch_samples}"}
         if not wanted.as_json:
-            return Response(encode_reply(reply), media_type=REPLY_MEDIA_TYPE, headers=headers)
+            body = await self._service.put_together(lambda: encode_reply(reply), samples=call.samples)
+            return Response(body, media_type=REPLY_MEDIA_TYPE, headers=headers)
+        numbers = reply.logits.size if reply.logits is not None else sum(map(len, reply.predictions or ()))
+        if numbers > MAX_JSON_NUMBERS:
+            raise TooLargeError(
+                f"the answer has {numbers} numbers, and JSON of more than {MAX_JSON_NUMBERS} is not written here; "
+                f"ask for {REPLY_MEDIA_TYPE}, or send fewer samples"
+            )
         content: dict[str, Any] = {"model": self._runner.name, "digest": self._runner.digest}
         if reply.logits is not None:
             content["logits"] = reply.logits.tolist()

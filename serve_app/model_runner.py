@@ -69,6 +69,10 @@ class ModelRunner(Protocol):
         """Logits [N, K] of each payload; called from one thread, another one than `prepare`."""
         ...
 
+    def rows_run(self, key: Any, samples: int) -> int:
+        """Rows that run for a batch of so many samples: these, and empty ones where only larger sizes are warm."""
+        ...
+
     def discard(self, staged: Any) -> None:
         """The batch's buffers may be used again."""
         ...

@@ -181,6 +181,11 @@ class TailExecutor:
         plan = self._plans.get(split_point)
         return plan.expected_s(rows) if plan else None
 
+    def rows_run(self, split_point: str, forms: tuple[FeatureForm, ...], rows: int) -> int:
+        """Rows that run for so many: whole buckets, where there are any."""
+        plan = self._plan(split_point, forms)
+        return sum(chunk.bucket for chunk in plan.chunks(rows)) if plan else rows
+
     def stage(self, split_point: str, rows: int, forms: Sequence[FeatureForm] | None = None) -> Staged:
         """Buffers for `rows` rows, of codes unless `forms` says otherwise; give them back with `discard`."""
         specs = self._model.split_point(split_point).features

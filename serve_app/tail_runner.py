@@ -320,6 +320,11 @@ class TailRunner:
                 )
         return results
 
+    def rows_run(self, key: BatchKey, samples: int) -> int:
+        """Rows that run for a batch of so many samples, which ran already."""
+        forms = self._executor.forms(key.split_point, key.codec, from_codes=key.from_codes)
+        return self._executor.rows_run(key.split_point, forms, samples)
+
     def discard(self, staged: StagedItems) -> None:
         """The batch's buffers may be used again."""
         self._executor.discard(staged.buffers)

@@ -48,11 +48,12 @@ class TinyRunner:
 
     name = "tiny"
     digest = DIGEST
-    labels = LABELS
+    labels: tuple[str, ...] = LABELS
     card: Mapping[str, Any] = {"name": "tiny", "digest": DIGEST, "labels": list(LABELS)}
 
     def __init__(self, *, on_run: Callable[[], None] = lambda: None, max_pixels: int = 1_000_000) -> None:
         self.on_run = on_run
+        self.buckets_of_four = False
         self.preprocessed = 0
         self.batches: list[int] = []
         self._max_pixels = max_pixels
@@ -89,6 +90,9 @@ class TinyRunner:
         self.on_run()
         self.batches.append(len(staged))
         return [features_NF @ WEIGHTS_KF.T for features_NF in staged]
+
+    def rows_run(self, key: BatchKey, samples: int) -> int:
+        return -(-samples // 4) * 4 if self.buckets_of_four else samples
 
     def discard(self, staged: list[NDArray[np.float32]]) -> None:
         staged.clear()

@@ -324,6 +324,17 @@ def test_a_replica_whose_oldest_request_is_too_old_is_unhealthy():
     assert seen == [1]
 
 
+def test_json_of_very_many_numbers_is_not_written(monkeypatch):
+    monkeypatch.setattr("serve_app.ingress.MAX_JSON_NUMBERS", 5)
+    frame = frame_of(one_hot_features(0, 1))
+    response = post(frame, query="?output=logits", headers=JSON)
+    assert (response.status_code, response.json()["error"]) == (413, "TooLargeError")
+    assert "6 numbers" in response.json()["reason"]
+    assert REPLY_MEDIA_TYPE in response.json()["reason"]
+    assert post(frame, query="?output=logits").status_code == 200
+    assert post(frame, query="?top_k=2", headers=JSON).status_code == 200
+
+
 def test_hostile_text_in_a_request_stays_on_one_short_line():
     response = post(GOOD_FRAME, media_type="x" * 5000)
     assert len(response.content) < 400

@@ -8,12 +8,13 @@ import threading
 import pytest
 
 from serve_app.batching import CostModel
-from serve_app.service import Call, InferenceService
+from serve_app.observer import BatchFacts, Observers
+from serve_app.service import INLINE_SAMPLES, Call, InferenceService
 from serve_app.tokens import ANONYMOUS
 from split_inference.errors import DeadlineError, OverloadedError
 from split_inference.wire import decode_frame
 from tests.patience import PATIENCE_S
-from tests.serve_app.helpers import TinyRunner, frame_of, one_hot_features, png
+from tests.serve_app.helpers import LABELS, TinyRunner, frame_of, one_hot_features, png
 
 GOOD_FRAME = frame_of(one_hot_features(1))
 
@@ -102,3 +103,53 @@ def test_an_image_whose_time_is_over_before_its_turn_is_not_decoded():
     # The third one began in time, and was late when it was decoded.
     assert runner.preprocessed == 3
     assert all(isinstance(each, DeadlineError) for each in outcomes[2:])
+
+
+def test_a_large_answer_is_put_together_beside_the_event_loop_and_is_the_same():
+    where: set[str] = set()
+
+    class Watched(tuple[str, ...]):
+        def __getitem__(self, index):
+            where.add(threading.current_thread().name.partition("_")[0])
+            return super().__getitem__(index)
+
+    runner = TinyRunner()
+    runner.labels = Watched(LABELS)
+    service = InferenceService(runner)
+
+    async def one(samples):
+        call = Call(protocol="http", started_s=service.now_s())
+        body = frame_of(one_hot_features(*[1] * samples))
+        return await service.answer_frame(body, call, as_logits=False, top_k=2)
+
+    few = asyncio.run(one(INLINE_SAMPLES)).predictions
+    assert where == {"MainThread"}
+    where.clear()
+    many = asyncio.run(one(INLINE_SAMPLES + 1)).predictions
+    service.close()
+    assert where == {"answer"}
+    assert many == (*few, few[0])
+
+
+def test_empty_rows_that_ran_are_told_to_observers():
+    runner = TinyRunner()
+    runner.buckets_of_four = True
+    seen: list[BatchFacts] = []
+
+    class Watching:
+        def batch_done(self, facts):
+            seen.append(facts)
+
+        def request_done(self, facts):
+            pass
+
+    service = InferenceService(runner, observers=Observers([Watching()]))
+
+    async def one():
+        call = Call(protocol="http", started_s=service.now_s())
+        await service.answer_frame(frame_of(one_hot_features(*[0] * 5)), call, as_logits=True, top_k=1)
+        await service.drain()
+
+    asyncio.run(one())
+    service.close()
+    assert [(facts.samples, facts.bucket) for facts in seen] == [(5, 8)]
