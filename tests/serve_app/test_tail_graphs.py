@@ -161,6 +161,8 @@ def test_graphs_and_unpacking_answer_as_the_reference_does(loaded, codec):
         for samples in (1, 2, 3, 4, 5, 9):
             frame = frame_of(loaded, at, samples, codec=codec, seed=samples)
             np.testing.assert_allclose(runner.answer(frame), plain.answer(frame), rtol=1e-5, atol=1e-5)
+            assert samples <= runner.rows_run(runner.key_of(frame), samples) <= samples + 3
+            assert plain.rows_run(plain.key_of(frame), samples) == samples
     assert recorder.launches > launches
     assert cost.batch_s(runner.key_of(frame_of(loaded, captured[0], 1)), 4) > 0
 
