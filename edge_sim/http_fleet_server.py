@@ -9,6 +9,7 @@ import json
 
 from edge_sim.clock import FleetClock
 from edge_sim.fleet_server import Ask, Refused, Served
+from edge_sim.reported_wait import ReportedWait
 from edge_sim.transport import Request, Response, Transport
 from split_inference.errors import MalformedFrameError, ServerError, TooLargeError, WireError
 from split_inference.payload_file import PayloadFile
@@ -17,7 +18,6 @@ from split_inference.wire import REPLY_MEDIA_TYPE, decode_reply
 
 # What a broken connection or a server that is starting is worth waiting for.
 RETRY_AFTER_S = 0.1
-_SMOOTHING = 0.2
 _REASONS = {400: "bad_frame", 401: "server_error", 408: "server_rejected", 409: "wrong_model", 429: "server_rejected"}
 
 
@@ -33,12 +33,12 @@ class HttpFleetServer:
         self._path = f"{route or model_path(payloads.header.model.name)}?top_k=1"
         self._digest = payloads.header.model.digest
         self._bodies: dict[tuple[int, int], bytes] = {}
-        self._reported_wait_s = 0.0
+        self._reported_wait = ReportedWait()
         self.wrong_answers = 0
         """Answers that were not what the payload file expects."""
 
     def reported_wait_s(self) -> float:
-        return self._reported_wait_s
+        return self._reported_wait.seconds(self._clock.now_s())
 
     async def infer(self, ask: Ask, *, until_s: float) -> Served | Refused | None:
         began_s = self._clock.now_s()
@@ -82,7 +82,7 @@ class HttpFleetServer:
         stated_ms = response.headers.get("x-retry-after-ms", "")
         retry_after_s = float(stated_ms) / 1000 if stated_ms.isdigit() else RETRY_AFTER_S
         if response.status in (503, 429):
-            self._report(retry_after_s)
+            self._reported_wait.learn(self._clock.now_s(), retry_after_s)
         return Refused(reason, retry_after_s if response.status in (408, 429, 503) else None)
 
     def _served(self, response: Response, *, took_s: float, expected: int) -> Served | Refused:
@@ -91,14 +91,11 @@ class HttpFleetServer:
         except (MalformedFrameError, TooLargeError, WireError):
             return Refused("server_error", None)
         queue_s = reply.timings_s.get("queue", 0.0)
-        self._report(queue_s)
+        self._reported_wait.learn(self._clock.now_s(), queue_s)
         best = reply.predictions[0][0].index if reply.predictions and reply.predictions[0] else None
         right = best == expected
         self.wrong_answers += not right
         return Served(queue_s, max(0.0, took_s - queue_s), 0, len(response.body), right)
-
-    def _report(self, wait_s: float) -> None:
-        self._reported_wait_s += _SMOOTHING * (wait_s - self._reported_wait_s)
 
 
 def _is_ours(body: bytes) -> bool:

@@ -13,13 +13,12 @@ from operator import attrgetter
 from typing import Any
 
 from edge_sim.fleet_server import Ask, Refused, Served
+from edge_sim.reported_wait import ReportedWait
 from edge_sim.server_profile import BatchTimes, ServerProfile, quantile
 from edge_sim.virtual_clock import Promise, VirtualClock
 
 # As serve_app refuses: with the estimated wait, and at least so much.
 MIN_RETRY_AFTER_S = 0.05
-# The wait that clients hear of follows the last answers; a fifth of each.
-_SMOOTHING = 0.2
 _ANY = "*"
 _PENDING = attrgetter("pending")
 
@@ -73,7 +72,7 @@ class ServerModel:
         self._replicas = [_Replica() for _ in range(count)]
         self._starting = 0
         self._down_until_s = 0.0
-        self._reported_wait_s = 0.0
+        self._reported_wait = ReportedWait()
         self.most_replicas = count
         if scaling:
             clock.start(self._scale())
@@ -84,7 +83,7 @@ class ServerModel:
         return len(self._replicas)
 
     def reported_wait_s(self) -> float:
-        return self._reported_wait_s
+        return self._reported_wait.seconds(self._clock.now_s())
 
     async def infer(self, ask: Ask, *, until_s: float) -> Served | Refused | None:
         clock = self._clock
@@ -97,7 +96,7 @@ class ServerModel:
         replica = self._least_pending()
         wait_s = self._expected_wait_s(replica, ask.split_point, now_s)
         if replica.pending >= self._profile.max_pending or now_s + wait_s + overhead_s > until_s:
-            self._report(wait_s)
+            self._reported_wait.learn(now_s, wait_s)
             return Refused("server_rejected", max(MIN_RETRY_AFTER_S, wait_s))
         replica.pending += 1
         # Half before the model, for reading and decoding, half behind it. Whoever asks sleeps until there is an answer:
@@ -243,7 +242,7 @@ class ServerModel:
                 # Whoever asked gave up, or will before the answer is back.
                 continue
             queue_s = began_s - each.arrived_s
-            self._report(queue_s)
+            self._reported_wait.learn(clock.now_s(), queue_s)
             # Replies of one kind have one size: five classes, or the logits.
             served = Served(queue_s, took_s + each.back_s, len(batch), self._reply_bytes, None)
             clock.keep(each.promise, served, after_s=each.back_s)
@@ -258,9 +257,6 @@ class ServerModel:
         if replica.turning:
             replica.turning = False
             self._begin(replica)
-
-    def _report(self, wait_s: float) -> None:
-        self._reported_wait_s += _SMOOTHING * (wait_s - self._reported_wait_s)
 
     def _started(self, argument: Any) -> None:
         self._starting -= 1
