@@ -5,6 +5,7 @@ Knows options, estimates and objectives. Knows no clock, no link and no server: 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -20,6 +21,8 @@ class View:
 
     wait_s: float = 0.0
     """Until its processor is free."""
+    deadline_s: float = math.inf
+    """Until the answer is too late."""
     slowdown: float = 1.0
     """Seconds that a second at full speed takes now; above 1 while it is throttled."""
     up_bytes_per_s: float = 1.0
@@ -70,7 +73,8 @@ class AdaptivePolicy:
 
     It changes its mind only for what is better by `margin` (a share of the cost) than what it did last, so that noise
     in the estimates is not followed. With `floor`, options that are known to be right less often are left out; where
-    none is left, the most accurate one is taken.
+    none is left, the most accurate one is taken. Of these, those that would miss the deadline are left out as long as
+    any is in time.
     """
 
     name = "adaptive"
@@ -88,6 +92,8 @@ class AdaptivePolicy:
 
     def choose(self, view: View, options: Sequence[PlanOption]) -> PlanOption:
         allowed = options if self._floor is None else above_floor(options, self._floor)
+        # However little it costs, it would be given up.
+        allowed = [option for option in allowed if latency_s(view, option) <= view.deadline_s] or allowed
         cost = self._cost
         best, least = cheapest(allowed, lambda option: cost(view, option))
         last = self._last

@@ -66,7 +66,7 @@ class EdgeWorker:
         self._estimate = BandwidthEstimate()
         self._observed_s = 0.0
         self._bias = SendBias()
-        self._view = View(delay_s=path.round_trip_s)
+        self._view = View(deadline_s=conduct.deadline_s, delay_s=path.round_trip_s)
         self._in_flight = 0
         self._epoch = 0
         self._ready_s = 0.0

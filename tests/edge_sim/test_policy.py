@@ -68,6 +68,16 @@ def test_bytes_are_least_on_the_device():
     assert AdaptivePolicy(objective="bytes").choose(view(), [SERVER, SPLIT]) is SPLIT
 
 
+@pytest.mark.parametrize("objective", ["latency", "energy", "bytes"])
+def test_what_would_miss_the_deadline_is_left_out_while_anything_else_is_left(objective):
+    policy = AdaptivePolicy(objective=objective)
+    # The device needs 0.2 s, the split 0.12 s, the server 0.1 s.
+    assert policy.choose(view(deadline_s=0.11), OPTIONS) is SERVER
+    assert policy.choose(view(4, deadline_s=0.15), OPTIONS) is SPLIT
+    # Nothing is in time: as if there were no deadline.
+    assert policy.choose(view(deadline_s=0.01), [WHOLE]) is WHOLE
+
+
 def test_the_floor_leaves_out_what_is_wrong_too_often():
     policy = AdaptivePolicy(objective="latency_with_accuracy", floor=0.9)
     assert policy.choose(view(4), OPTIONS) is not SPLIT
