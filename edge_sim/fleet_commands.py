@@ -174,6 +174,8 @@ def report(
     else:
         render_summary(out, rows, assumed=list(found.header.get("assumed") or []))
         out.print(f"look at {file}")
+        if found.header.get("invalid"):
+            err.print(f"edge_sim: INVALID: {found.header['invalid']}")
 
 
 @app.command()

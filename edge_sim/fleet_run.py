@@ -22,7 +22,7 @@ from edge_sim.fleet import Fleet, Hardware, Shard
 from edge_sim.fleet_server import FleetServer
 from edge_sim.http_fleet_server import HttpFleetServer
 from edge_sim.model_profile import ModelProfile
-from edge_sim.recorder import RunRecorder
+from edge_sim.recorder import NOT_ENDED, RunRecorder
 from edge_sim.request_record import Request, line_of
 from edge_sim.scenario import Scenario
 from edge_sim.server_model import ServerModel
@@ -139,7 +139,8 @@ def run_scenario(
 
     `make_heads` is needed where the scenario's `compute` is real: real_heads.RealHeads, which brings torch. `access` is
     the real server's, on the wall clock.
-    Raises UsageError for what cannot be run. Ctrl-C ends the run; what was recorded until then stays.
+    Raises UsageError for what cannot be run. Ctrl-C ends the run; what was recorded until then stays,
+    and the run is INVALID.
     """
     header = {
         "scenario": scenario.model_dump(mode="json"),
@@ -148,6 +149,7 @@ def run_scenario(
         "seed": scenario.seed,
         "duration_s": scenario.duration_s,
         "shard": [shard.index, shard.count] if shard else [0, 1],
+        "invalid": NOT_ENDED,
         **facts,
     }
     with RunRecorder(folder, command=command, facts=header) as recorder:
@@ -159,6 +161,9 @@ def run_scenario(
                 ended = asyncio.run(
                     _run_wall(scenario, writer, hardware, models, base, shard, watch, make_heads, access)
                 )
+        except BaseException:
+            recorder.add_facts({"ended_at_s": writer.progress.now_s})
+            raise
         finally:
             writer.flush()
     late_s = np.asarray(writer.late_s) if writer.late_s else np.zeros(1)
@@ -255,6 +260,7 @@ def _run_virtual(
             writer.progress.now_s = min(scenario.duration_s, end_s * step / steps)
             watch(writer.progress)
     finally:
+        writer.progress.now_s = min(scenario.duration_s, clock.now_s())
         clock.close()
     return _Ended()
 
@@ -302,6 +308,7 @@ async def _run_wall(
             try:
                 await clock.finish()
             finally:
+                writer.progress.now_s = min(scenario.duration_s, clock.now_s())
                 watching.cancel()
                 await clock.cancel()
         finally:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from edge_sim.recorder import RunRecorder
+from edge_sim.recorder import NOT_ENDED, RunRecorder
 from edge_sim.run_reader import read_header
 from split_inference.errors import DataError
 
@@ -47,13 +47,19 @@ def merge_runs(folders: Sequence[Path], into: Path, *, command: str) -> Path:
         "shard": [0, 1],
         "merged": [str(folder) for folder in folders],
         "assumed": sorted({each for header in headers for each in header.get("assumed", [])}),
-        "invalid": "; ".join(invalid) or None,
+        "invalid": NOT_ENDED,
         "lateness_p99_s": max(float(header.get("lateness_p99_s") or 0.0) for header in headers),
         "wrong_answers": sum(int(header.get("wrong_answers") or 0) for header in headers),
     }
+    if any(header.get("ended_at_s") is not None for header in headers):
+        # The longest, as goodput is of all shards together.
+        facts["ended_at_s"] = max(
+            float(header.get("ended_at_s", header.get("duration_s") or 0.0)) for header in headers
+        )
     with RunRecorder(into, command=command, facts=facts) as recorder:
         for _, _, line in heapq.merge(*(_sorted(folder, number) for number, folder in enumerate(folders))):
             recorder.lines(line + "\n")
+    recorder.add_facts({"invalid": "; ".join(invalid) or None})
     return into
 
 

@@ -48,7 +48,7 @@ def asked_of(run: Run, *, model: str | None = None) -> list[Asked]:
         model = named[0]
     elif model not in named:
         raise UsageError(f"{run.folder} sent nothing for {model!r}; it did for {', '.join(named)}")
-    seconds = float(run.header.get("duration_s") or run.numbers["intended_s"].max(initial=0.0))
+    seconds = run.seconds
     points, codecs = run.texts["split_point"], run.texts["codec"]
     rows = sent & models.where(model)
     total = float(attempts[rows].sum())

@@ -20,6 +20,8 @@ from split_inference.errors import UsageError
 from split_inference.figures import made_by
 
 RUNS = Path("runs")
+# Why a run says nothing, until it ends and says better: one that was killed cannot say so any more.
+NOT_ENDED = "the run did not end"
 
 
 def new_run_folder(runs: Path = RUNS, *, now: datetime | None = None) -> Path:

@@ -55,6 +55,8 @@ def report_html(run: Run) -> str:
     notes = []
     if run.cut_off:
         notes.append("The run was killed while it wrote: its last record is missing.")
+    if header.get("ended_at_s") is not None:
+        notes.append(f"The run was ended after {float(header['ended_at_s']):g} s; goodput is of these.")
     made = header.get("command", "")
     versions = ", ".join(f"{key} {value}" for key, value in dict(header.get("versions") or {}).items())
     facts = (
@@ -134,8 +136,7 @@ def _latency_cdf(run: Run) -> Mapping[str, list[tuple[float, float]]]:
 
 
 def _slices(run: Run) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], float]:
-    seconds = float(run.header.get("duration_s") or 0) or float(run.numbers["intended_s"].max(initial=1.0))
-    width = seconds / _SLICES
+    width = run.seconds / _SLICES
     return np.minimum((run.numbers["intended_s"] / width).astype(np.int64), _SLICES - 1), width
 
 

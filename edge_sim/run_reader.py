@@ -76,6 +76,12 @@ class Run:
     def __len__(self) -> int:
         return len(self.in_time)
 
+    @property
+    def seconds(self) -> float:
+        """How long requests were made: as planned, or until the run was interrupted."""
+        said = self.header.get("ended_at_s") or self.header.get("duration_s") or 0.0
+        return float(said) or max(1e-9, float(self.numbers["intended_s"].max(initial=0.0)))
+
 
 def read_run(folder: Path) -> Run:
     """Read it all. DataError names file and line of what is no record."""

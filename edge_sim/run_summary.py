@@ -52,16 +52,15 @@ def summarize(run: Run) -> list[GroupSummary]:
     """By group and policy, in the order of the groups."""
     groups, policies = run.texts["group"], run.texts["policy"]
     found = []
-    seconds = float(run.header.get("duration_s") or 0) or max(1e-9, float(run.numbers["intended_s"].max(initial=0)))
     for group in groups.names:
         for policy in policies.names:
             rows = groups.where(group) & policies.where(policy)
             if rows.any():
-                found.append(_summary(run, rows, group, policy, seconds))
+                found.append(_summary(run, rows, group, policy))
     return found
 
 
-def _summary(run: Run, rows: NDArray[np.bool_], group: str, policy: str, seconds: float) -> GroupSummary:
+def _summary(run: Run, rows: NDArray[np.bool_], group: str, policy: str) -> GroupSummary:
     outcome, reason = run.texts["outcome"], run.texts["reason"]
     locally = rows & outcome.where("answered_locally")
     answered = rows & outcome.where("answered") | locally
@@ -90,7 +89,7 @@ def _summary(run: Run, rows: NDArray[np.bool_], group: str, policy: str, seconds
         compute_j=mean("compute_j"),
         radio_j=mean("radio_j"),
         idle_j=mean("idle_j"),
-        goodput_per_s=float(good.sum() / seconds),
+        goodput_per_s=float(good.sum() / run.seconds),
         not_answered=_reasons(reason.codes[rows & ~answered], reason.names),
         fallbacks=_reasons(reason.codes[locally], reason.names),
     )

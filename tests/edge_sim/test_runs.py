@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from edge_sim.fleet import Shard
+from edge_sim.link import Link
 from edge_sim.merge import merge_runs
+from edge_sim.recorder import RunRecorder
 from edge_sim.report import report_html, write_report
 from edge_sim.run_reader import CHUNK_ROWS, read_run
 from edge_sim.run_summary import summarize, summary_facts
@@ -109,6 +111,38 @@ def test_merged_shards_are_the_whole_in_order(tmp_path):
     simulate(scenario(group(), seed=9), tmp_path / "other", shard=Shard(2, 3))
     with pytest.raises(DataError, match="of another run"):
         merge_runs([*folders[:2], tmp_path / "other"], tmp_path / "mixed", command="test")
+
+
+def test_an_interrupted_run_is_invalid_and_its_goodput_is_of_what_it_did(tmp_path, monkeypatch):
+    deliver_up = Link.deliver_up
+
+    def interrupted(self, now_s, size):
+        if now_s >= 10:
+            raise KeyboardInterrupt
+        return deliver_up(self, now_s, size)
+
+    monkeypatch.setattr(Link, "deliver_up", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(scenario(group(count=20)), tmp_path / "run")
+    run = read_run(tmp_path / "run")
+    assert run.header["invalid"] == "the run did not end"
+    assert 10 <= run.header["ended_at_s"] < 11
+    (found,) = summarize(run)
+    assert found.goodput_per_s == pytest.approx(run.in_time.sum() / run.header["ended_at_s"])
+    assert "INVALID: the run did not end" in report_html(run)
+
+
+def test_a_killed_shard_makes_the_whole_run_invalid(tmp_path, monkeypatch):
+    for index in range(2):
+        simulate(scenario(group()), tmp_path / f"{index}", shard=Shard(index, 2))
+    # Killed outright, only the first header is there.
+    monkeypatch.setattr(RunRecorder, "add_facts", lambda self, facts: None)
+    simulate(scenario(group()), tmp_path / "killed", shard=Shard(1, 2))
+    monkeypatch.undo()
+    header = read_run(merge_runs([tmp_path / "0", tmp_path / "killed"], tmp_path / "bad", command="test")).header
+    assert header["invalid"] == "shard 1: the run did not end"
+    header = read_run(merge_runs([tmp_path / "0", tmp_path / "1"], tmp_path / "good", command="test")).header
+    assert header["invalid"] is None
 
 
 def test_text_from_a_run_stays_text_and_the_page_loads_nothing(folder, tmp_path):
