@@ -129,12 +129,15 @@ class Fleet:
         self._cells = {
             name: hardware.link(cell, seed=f"{scenario.seed}/cell/{name}") for name, cell in scenario.cells.items()
         }
-        self.workers: dict[str, list[EdgeWorker]] = {}
+        self.workers: dict[str, dict[int, EdgeWorker]] = {}
+        """By group and number in it."""
+        self._bad_shares: dict[str, list[float]] = {}
+        """By group, those of the faults that last."""
         self._links: dict[str, list[Link]] = {}
         self._lives: list[Callable[[], Coroutine[Any, Any, None]]] = []
         number = 0
         for index, group in enumerate(scenario.groups):
-            self.workers[group.name], self._links[group.name] = [], []
+            self.workers[group.name], self._links[group.name] = {}, []
             for member in range(group.count):
                 if number % self._shard.count == self._shard.index:
                     try:
@@ -187,7 +190,7 @@ class Fleet:
             rng=rng,
             path=hardware.path(settings),
         )
-        self.workers[group.name].append(worker)
+        self.workers[group.name][member] = worker
         self._links[group.name].append(link)
         times = poisson_s if group.arrivals.kind == "poisson" else periodic_s
         arrivals = times(
@@ -253,20 +256,32 @@ class Fleet:
         elif isinstance(fault, ReplicaKilled):
             _faulty(self._servers[fault.model]).kill_replica(back_after_s=fault.back_after_s)
         elif isinstance(fault, Churn):
-            for worker in _share(self.workers[fault.group], fault.share):
-                worker.away_until_s = now_s + fault.for_s
+            # By numbers in the whole group, so that the same devices leave in whatever shards.
+            leaving = max(1, round(fault.share * self._group(fault.group).count))
+            for member, worker in self.workers[fault.group].items():
+                if member < leaving:
+                    worker.away_until_s = max(worker.away_until_s, now_s + fault.for_s)
         elif isinstance(fault, BadFrames):
-            for worker in self.workers[fault.group]:
-                worker.bad_share = fault.share
+            active = self._bad_shares.setdefault(fault.group, [])
+            active.append(fault.share)
+            self._damage(fault.group)
             await clock.sleep_until(now_s + fault.for_s)
-            for worker in self.workers[fault.group]:
-                worker.bad_share = 0.0
+            active.remove(fault.share)
+            self._damage(fault.group)
         else:
             self._switch(fault)
 
+    def _group(self, name: str) -> Group:
+        return next(each for each in self._scenario.groups if each.name == name)
+
+    def _damage(self, group: str) -> None:
+        """Of faults that overlap, the worst one holds."""
+        for worker in self.workers[group].values():
+            worker.bad_share = max(self._bad_shares[group], default=0.0)
+
     def _switch(self, fault: Switch) -> None:
-        group = next(each for each in self._scenario.groups if each.name == fault.group)
-        for worker in self.workers[fault.group]:
+        group = self._group(fault.group)
+        for worker in self.workers[fault.group].values():
             worker.switch(self._choices(group.device, fault.model or group.model, fault.policy))
 
 
@@ -289,7 +304,3 @@ def _faulty(server: FleetServer) -> FaultyServer:
     # Scenarios with these faults are refused on the wall clock, and so every server here is a simulated one.
     assert hasattr(server, "go_down")
     return server  # type: ignore[return-value]
-
-
-def _share(workers: Sequence[EdgeWorker], share: float) -> Sequence[EdgeWorker]:
-    return workers[: round(share * len(workers))]

@@ -279,6 +279,12 @@ class Scenario(Settings):
                 raise ValueError(f"{place}: at_s {fault.at_s:g} is after the end, {self.duration_s:g}")
             if isinstance(fault, LinkDown | Churn | BadFrames | Switch) and fault.group is not None:
                 _known(fault.group, names, f"{place}.group")
+            if isinstance(fault, LinkDown) and fault.group is not None:
+                cell = self.groups[names.index(fault.group)].cell
+                if cell is not None:
+                    raise ValueError(
+                        f"{place}.group: {fault.group} shares a cell, which is down as a whole: say cell: {cell}"
+                    )
             if isinstance(fault, LinkDown) and fault.cell is not None:
                 _known(fault.cell, self.cells, f"{place}.cell")
             if isinstance(fault, ReplicaKilled | Switch) and fault.model is not None:

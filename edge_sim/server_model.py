@@ -118,7 +118,7 @@ class ServerModel:
 
     def go_down(self, *, for_s: float) -> None:
         """Nobody answers for a while; what was inside is lost."""
-        self._down_until_s = self._clock.now_s() + for_s
+        self._down_until_s = max(self._down_until_s, self._clock.now_s() + for_s)
         for replica in self._replicas:
             self._lose(replica)
         self._replicas = [_Replica() for _ in self._replicas]

@@ -122,6 +122,31 @@ def test_devices_that_leave_take_no_inputs_and_come_back(tmp_path):
     assert [row for row in rows if row["intended_s"] >= 20.0]
 
 
+@pytest.mark.parametrize("share", [0.5, 0.1])
+def test_the_same_devices_leave_in_whatever_shards(tmp_path, share):
+    fault = {"kind": "churn", "at_s": 10, "for_s": 100, "group": "g", "share": share}
+    made = scenario(group(count=4, policy={"kind": "device_only"}), faults=[fault])
+
+    def staying(rows):
+        return {row["device"] for row in rows if row["intended_s"] > 10}
+
+    whole = staying(simulate(made, tmp_path / "whole"))
+    parts = [row for i in range(4) for row in simulate(made, tmp_path / f"{i}", shard=Shard(i, 4))]
+    assert whole == staying(parts)
+    assert len(whole) == (2 if share == 0.5 else 3)
+
+
+@pytest.mark.parametrize(
+    "fault", [{"kind": "server_down"}, {"kind": "churn", "group": "g"}, {"kind": "bad_frames", "group": "g"}]
+)
+def test_a_shorter_fault_inside_a_longer_one_does_not_end_it(tmp_path, fault):
+    small, whole = ({}, {}) if fault["kind"] == "server_down" else ({"share": 0.4}, {"share": 1.0})
+    faults = [{**fault, **whole, "at_s": 5, "for_s": 20}, {**fault, **small, "at_s": 8, "for_s": 4}]
+    rows = simulate(scenario(faults=faults), tmp_path / "run")
+    assert not [row for row in rows if 5.1 < row["intended_s"] < 24.9 and row["outcome"] == "answered"]
+    assert [row for row in rows if row["intended_s"] > 25.1 and row["outcome"] == "answered"]
+
+
 class SlowHeads:
     """Computes every head in `head_s`, in virtual time."""
 
@@ -282,6 +307,14 @@ def test_what_the_profile_lacks_is_refused_with_what_it_has(tmp_path):
         ({"groups": [group(model="other")]}, "there is no other"),
         ({"groups": [{**group(), "cell": "c"}]}, "either link or cell"),
         ({"faults": [{"kind": "churn", "at_s": 1, "for_s": 1, "group": "x", "share": 0.5}]}, "there is no x"),
+        (
+            {
+                "cells": {"street": group()["link"]},
+                "groups": [{**group(), "link": None, "cell": "street"}],
+                "faults": [{"kind": "link_down", "at_s": 1, "for_s": 1, "group": "g"}],
+            },
+            "say cell: street",
+        ),
         ({"faults": [{"kind": "server_down", "at_s": 99, "for_s": 1}]}, "after the end"),
         ({"clock": "wall"}, "needs server.url"),
         ({"unknown": 1}, "Extra inputs"),
