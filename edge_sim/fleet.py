@@ -42,6 +42,9 @@ from edge_sim.scenario import (
 from edge_sim.worker import EdgeWorker
 from split_inference.errors import ConfigError
 
+# Split points that a refusal names.
+_NAMED = 8
+
 
 class Hardware(Protocol):
     """What devices and links are made of: from profiles, or put in by a test. Raises ConfigError for unknown names."""
@@ -135,6 +138,8 @@ class Fleet:
         """By group, those of the faults that last."""
         self._links: dict[str, list[Link]] = {}
         self._lives: list[Callable[[], Coroutine[Any, Any, None]]] = []
+        for name, model in scenario.models.items():
+            _refuse_unknown(model.split_points or (), models[name], where=f"models.{name}.split_points")
         number = 0
         for index, group in enumerate(scenario.groups):
             self.workers[group.name], self._links[group.name] = {}, []
@@ -145,6 +150,12 @@ class Fleet:
                     except ConfigError as error:
                         raise ConfigError(f"groups[{index}] {group.name}: {error}") from None
                 number += 1
+        for index, fault in enumerate(scenario.faults):
+            if isinstance(fault, Switch):
+                try:
+                    self._switched(fault)
+                except ConfigError as error:
+                    raise ConfigError(f"faults[{index}] switch: {error}") from None
 
     @property
     def devices(self) -> int:
@@ -280,9 +291,20 @@ class Fleet:
             worker.bad_share = max(self._bad_shares[group], default=0.0)
 
     def _switch(self, fault: Switch) -> None:
-        group = self._group(fault.group)
         for worker in self.workers[fault.group].values():
-            worker.switch(self._choices(group.device, fault.model or group.model, fault.policy))
+            worker.switch(self._switched(fault))
+
+    def _switched(self, fault: Switch) -> Bound:
+        group = self._group(fault.group)
+        return self._choices(group.device, fault.model or group.model, fault.policy)
+
+
+def _refuse_unknown(split_points: Sequence[str], model: ModelProfile, *, where: str) -> None:
+    known = list(dict.fromkeys(each.split_point for each in model.options if each.split_point is not None))
+    for name in split_points:
+        if name not in known:
+            more = f" and {len(known) - _NAMED} more" if len(known) > _NAMED else ""
+            raise ConfigError(f"{where}: {model.name} has no {name}; it has {', '.join(known[:_NAMED])}{more}")
 
 
 def _policy(settings: PolicySettings, options: Sequence[PlanOption], whole: PlanOption, *, model: str) -> Policy:

@@ -286,10 +286,11 @@ def _run(
 def check_names(scenario: Scenario, *, base: Path, traces: Path | None) -> None:
     """Put one device of each group together, and forget it. ConfigError or UsageError for what cannot be."""
     from edge_sim.fleet import Fleet
-    from edge_sim.fleet_run import model_profiles
+    from edge_sim.fleet_run import model_profiles, server_profiles
     from edge_sim.hardware import ProfileHardware
     from edge_sim.virtual_clock import VirtualClock
 
+    server_profiles(scenario, base)
     one_each = scenario.model_copy(
         update={"groups": tuple(group.model_copy(update={"count": 1}) for group in scenario.groups)}
     )

@@ -148,7 +148,7 @@ class ProfileHardware:
             down if down is not None else self._bottleneck(settings, "down", seed=f"{seed}/down/rate"),
             propagation_s=self._delay_s(settings),
             jitter_s=self._jitter_s(settings),
-            loss=settings.loss or (profile.loss.value if profile else 0.0),
+            loss=self._loss(settings),
             seed=seed,
         )
 
@@ -159,8 +159,16 @@ class ProfileHardware:
         return profile.propagation_ms.value / 1000 if profile else 0.0
 
     def _jitter_s(self, settings: LinkSettings) -> float:
+        if settings.jitter_ms is not None:
+            return settings.jitter_ms / 1000
         profile = self._profile(settings)
-        return (settings.jitter_ms or (profile.jitter_ms.value if profile else 0.0)) / 1000
+        return profile.jitter_ms.value / 1000 if profile else 0.0
+
+    def _loss(self, settings: LinkSettings) -> float:
+        if settings.loss is not None:
+            return settings.loss
+        profile = self._profile(settings)
+        return profile.loss.value if profile else 0.0
 
     def _rate(self, settings: LinkSettings, direction: str) -> Rate | RateProfile:
         own: Rate | None = getattr(settings, direction)

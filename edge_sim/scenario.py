@@ -22,13 +22,15 @@ from split_inference.yaml_settings import first_problem_line
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Positive = Annotated[float, Field(gt=0, le=1e9)]
 NotNegative = Annotated[float, Field(ge=0, le=1e9)]
+# A frame at less takes longer than any run, and the arithmetic of links ends.
+MIN_MBIT_S = 1e-6
 MAX_DEVICES = 1_000_000
 
 
 class Rate(Settings):
     """One direction of a link: a constant rate, a trace, or states that a link wanders through. Exactly one."""
 
-    mbit_s: Positive | None = None
+    mbit_s: Annotated[float, Field(ge=MIN_MBIT_S, le=1e9)] | None = None
     trace: Path | None = None
     """A Mahimahi trace: one integer a line, the millisecond at which a packet of 1500 bytes may leave."""
     markov: tuple[MarkovState, ...] | None = Field(default=None, min_length=1, max_length=32)
@@ -37,6 +39,8 @@ class Rate(Settings):
     def _one(self) -> Self:
         if sum(each is not None for each in (self.mbit_s, self.trace, self.markov)) != 1:
             raise ValueError("say exactly one of mbit_s, trace and markov")
+        if self.markov is not None and not any(state.mbit_s > 0 for state in self.markov):
+            raise ValueError("markov: one of the states needs mbit_s above 0")
         return self
 
 
@@ -45,6 +49,12 @@ class MarkovState(Settings):
 
     mbit_s: NotNegative
     mean_s: Positive
+
+    @model_validator(mode="after")
+    def _carries(self) -> Self:
+        if 0 < self.mbit_s < MIN_MBIT_S:
+            raise ValueError(f"mbit_s is 0, or at least {MIN_MBIT_S:g}")
+        return self
 
 
 class LinkSettings(Settings):
@@ -57,8 +67,8 @@ class LinkSettings(Settings):
     """Has to be said where up is: a trace without its other direction needs something that stands in."""
     delay_ms: NotNegative | None = None
     """Of a packet one way, without transmission."""
-    jitter_ms: NotNegative = 0.0
-    loss: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    jitter_ms: NotNegative | None = None
+    loss: Annotated[float, Field(ge=0, le=0.5)] | None = None
     """Share of packets that are sent again, a round trip later."""
     radio: Name | None = None
     """Whose power is counted; by default the profile's."""

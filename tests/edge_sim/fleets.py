@@ -75,8 +75,8 @@ class ToyHardware:
             up,
             down,
             propagation_s=(settings.delay_ms or 0) / 1000,
-            jitter_s=settings.jitter_ms / 1000,
-            loss=settings.loss,
+            jitter_s=(settings.jitter_ms or 0) / 1000,
+            loss=settings.loss or 0.0,
             overhead_bytes=0,
             seed=seed,
         )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edge_sim.fleet import Fleet, Shard
+from edge_sim.fleet_commands import check_names
 from edge_sim.fleet_run import FleetRecorder
+from edge_sim.hardware import ProfileHardware
 from edge_sim.recorder import RunRecorder
-from edge_sim.scenario import Scenario
+from edge_sim.scenario import LinkSettings, Scenario
 from edge_sim.server_model import ServerModel
 from edge_sim.server_profile import ServerProfile
 from edge_sim.virtual_clock import Promise, VirtualClock
@@ -27,6 +30,14 @@ STAGES = (
     "wait_s", "head_s", "up_queue_s", "up_s", "up_propagation_s", "up_loss_s", "server_queue_s", "server_s", "down_s",
     "local_s",
 )  # fmt: skip
+
+
+SWITCH = {"kind": "switch", "at_s": 1, "group": "g"}
+
+
+def changing(rates):
+    up = {"markov": [{"mbit_s": rate, "mean_s": 1.0} for rate in rates]}
+    return {"up": up, "down": {"mbit_s": 1.0}}
 
 
 def outcomes(rows, of="outcome"):
@@ -303,6 +314,37 @@ def test_what_the_profile_lacks_is_refused_with_what_it_has(tmp_path):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
+        (
+            {"faults": [SWITCH | {"policy": {"kind": "fixed", "split_point": "x", "codec": "y"}}]},
+            r"faults\[0\] switch:",
+        ),
+        ({"server": {"profiles": {"toy": "broken.json"}}}, "broken.json"),
+        (
+            {"models": {"toy": {"profile": "mobilenet_v2", "split_points": ["nowhere"]}}},
+            r"models\.toy\.split_points: mobilenet_v2\S* has no nowhere; it has \S+, ",
+        ),
+    ],
+)
+def test_what_only_files_tell_is_refused_before_a_run(tmp_path, change, reason):
+    (tmp_path / "broken.json").write_text("{}")
+    content = scenario(group(device="pi-4b")).model_dump(mode="json")
+    content["models"]["toy"]["profile"] = "mobilenet_v2"
+    check_names(Scenario.model_validate(content), base=tmp_path, traces=None)
+    with pytest.raises(ConfigError, match=reason):
+        check_names(Scenario.model_validate(content | change), base=tmp_path, traces=None)
+
+
+def test_an_explicit_nothing_is_not_what_the_profile_says():
+    hardware = ProfileHardware(folder=Path())
+    own = hardware.path(LinkSettings(profile="lte-fading"))
+    still = hardware.path(LinkSettings(profile="lte-fading", jitter_ms=0, delay_ms=0, loss=0))
+    assert own.round_trip_s > 0
+    assert still.round_trip_s == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
         ({"groups": [group(), group()]}, "stands twice"),
         ({"groups": [group(model="other")]}, "there is no other"),
         ({"groups": [{**group(), "cell": "c"}]}, "either link or cell"),
@@ -316,6 +358,12 @@ def test_what_the_profile_lacks_is_refused_with_what_it_has(tmp_path):
             "say cell: street",
         ),
         ({"faults": [{"kind": "server_down", "at_s": 99, "for_s": 1}]}, "after the end"),
+        (
+            {"groups": [group(link=changing([0.0, 0.0]))]},
+            "link.up[^:]*\n.*markov: one of the states needs mbit_s above 0",
+        ),
+        ({"groups": [group(link=changing([1.0, 1e-7]))]}, "mbit_s is 0, or at least 1e-06"),
+        ({"groups": [group(link={"up": {"mbit_s": 1e-7}, "down": {"mbit_s": 1.0}})]}, "equal to 0.000001"),
         ({"clock": "wall"}, "needs server.url"),
         ({"unknown": 1}, "Extra inputs"),
     ],
