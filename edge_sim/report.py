@@ -157,7 +157,9 @@ def _choices(run: Run) -> Mapping[str, list[tuple[float, float]]]:
     places, width = _slices(run)
     modes, points = run.texts["mode"], run.texts["split_point"]
     adaptive = run.texts["policy"].where("adaptive")
-    shown = adaptive if adaptive.any() else np.ones(len(run), dtype=np.bool_)
+    # What was dropped at once was no choice.
+    tried = ~run.texts["outcome"].where("dropped") | (run.numbers["attempts"] > 0)
+    shown = tried & (adaptive if adaptive.any() else True)
     chosen: dict[str, np.ndarray[tuple[int], np.dtype[np.bool_]]] = {}
     for mode in modes.names:
         if mode != "split":

@@ -111,7 +111,7 @@ class EdgeWorker:
             reason = self._refuses(now_s)
             if reason is not None:
                 request.reason = reason
-                self._end(request, self._choices.whole)
+                self._end(request, self._choices.whole, self._who)
                 continue
             clock.start(self._answer(request, inputs(number)))
 
@@ -127,7 +127,7 @@ class EdgeWorker:
 
     async def _answer(self, request: Request, item: int) -> None:
         self._in_flight += 1
-        epoch = self._epoch
+        epoch, who = self._epoch, self._who
         option = self._choices.whole
         try:
             option = self._choose()
@@ -145,7 +145,7 @@ class EdgeWorker:
             self._in_flight -= 1
         if epoch != self._epoch and request.outcome != DROPPED:
             request.outcome, request.reason, request.correct = DROPPED, "stale", None
-        self._end(request, option)
+        self._end(request, option, who)
 
     def _choose(self) -> PlanOption:
         choices, view, device = self._choices, self._view, self._device
@@ -222,10 +222,11 @@ class EdgeWorker:
             up = link.deliver_up(now_s, size)
             request.attempts += 1
             request.up_bytes += size
-            request.up_queue_s += up.queued_s
-            request.up_s += up.transmission_s
-            request.up_propagation_s += up.propagation_s
-            request.up_loss_s += up.retransmission_s
+            queue_s, up_s, propagation_s, loss_s = _stages(up, last_s - now_s if up.arrives_at_s > last_s else None)
+            request.up_queue_s += queue_s
+            request.up_s += up_s
+            request.up_propagation_s += propagation_s
+            request.up_loss_s += loss_s
             left_s = now_s + up.queued_s + up.transmission_s + up.retransmission_s
             self._up_free_s = max(self._up_free_s, left_s)
             request.radio_j += self._power.send(now_s + up.queued_s, up.transmission_s + up.retransmission_s, size)
@@ -339,7 +340,7 @@ class EdgeWorker:
         self._allowance -= size
         return True
 
-    def _end(self, request: Request, option: PlanOption) -> None:
+    def _end(self, request: Request, option: PlanOption, who: str) -> None:
         now_s = self._clock.now_s()
         total_s = request.total_s = now_s - request.intended_s
         conduct = self._conduct
@@ -347,13 +348,23 @@ class EdgeWorker:
             request.in_time = total_s <= conduct.deadline_s
         if request.outcome != DROPPED or request.attempts:
             request.idle_j = self._power.idle(request.intended_s, now_s)
-        self._writer.write(
-            self._who, self._how[id(option)] if id(option) in self._how else self._other(option), request
-        )
+        self._writer.write(who, self._how[id(option)] if id(option) in self._how else self._other(option), request)
 
     def _other(self, option: PlanOption) -> str:
         # An option of before the last switch.
         return how_text(mode=option.mode, split_point=option.split_point, codec=option.codec)
+
+
+def _stages(up: Delivery, given_up_after_s: float | None) -> tuple[float, ...]:
+    """Queue, transmission, propagation and retransmission, as far as they went."""
+    stages = (up.queued_s, up.transmission_s, up.propagation_s, up.retransmission_s)
+    if given_up_after_s is None:
+        return stages
+    went = []
+    for stage_s in stages:
+        went.append(min(stage_s, given_up_after_s))
+        given_up_after_s -= went[-1]
+    return tuple(went)
 
 
 def _share_sent(up: Delivery, after_s: float) -> float:

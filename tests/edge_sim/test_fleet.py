@@ -227,6 +227,22 @@ def test_a_switch_drops_what_comes_during_the_handshake_and_what_is_stale(tmp_pa
     assert {row["mode"] for row in after} == {"split"}
 
 
+def test_what_is_stale_is_recorded_with_the_policy_it_began_with(tmp_path):
+    fast = {"kind": "poisson", "rate_per_s": 20.0}
+    switch = {"kind": "switch", "at_s": 10, "group": "g", "policy": {"kind": "device_only"}}
+    rows = simulate(scenario(group(arrivals=fast, max_in_flight=50), faults=[switch]), tmp_path / "run")
+    assert {row["policy"] for row in rows if row["reason"] == "stale" and row["intended_s"] < 10} == {"server_only"}
+
+
+def test_the_stages_of_what_did_not_get_through_are_no_longer_than_it_took(tmp_path):
+    link = {"up": {"mbit_s": 0.1}, "down": {"mbit_s": 8.0}, "delay_ms": 10}
+    rows = simulate(scenario(group(link=link, max_in_flight=4)), tmp_path / "run")
+    tried = [row for row in rows if row["reason"] == "link_too_slow"]
+    assert tried
+    for row in tried:
+        assert sum(row[stage] for stage in STAGES) == pytest.approx(row["total_s"], abs=1e-5)
+
+
 def test_an_upload_limit_drops_what_exceeds_it(tmp_path):
     rows = simulate(scenario(group(upload_limit_mbit_s=0.32)), tmp_path / "run")
     sent = sum(row["up_bytes"] for row in rows if row["device"] == "g-0")

@@ -12,12 +12,12 @@ from edge_sim.fleet import Shard
 from edge_sim.link import Link
 from edge_sim.merge import merge_runs
 from edge_sim.recorder import RunRecorder
-from edge_sim.report import report_html, write_report
+from edge_sim.report import _choices, report_html, write_report
 from edge_sim.run_reader import CHUNK_ROWS, read_run
 from edge_sim.run_summary import summarize, summary_facts
 from split_inference.errors import DataError
 from split_inference.plots import MAX_POINTS, line_plot, thin, ticks
-from tests.edge_sim.fleets import group, scenario, simulate
+from tests.edge_sim.fleets import ToyHardware, group, scenario, simulate
 from tests.edge_sim.test_fleet import ALL
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -156,6 +156,15 @@ def test_text_from_a_run_stays_text_and_the_page_loads_nothing(folder, tmp_path)
     assert page.count("&lt;img") >= 5
     assert not re.search(r"https?://|<script|src=", page.replace("src=x onerror", ""))
     assert "INVALID" in page
+
+
+def test_what_was_dropped_at_once_is_no_choice_of_a_device(tmp_path):
+    # The device is too slow to choose itself, and has more inputs than it may have under way.
+    made = scenario(group(policy={"kind": "adaptive"}, arrivals={"kind": "poisson", "rate_per_s": 60.0}))
+    simulate(made, tmp_path / "run", hardware=ToyHardware(whole_s=5.0))
+    run = read_run(tmp_path / "run")
+    assert run.texts["mode"].where("device_only").any()
+    assert set(_choices(run)) == {"server_only"}
 
 
 def test_a_page_stays_small_however_long_the_run(folder):
