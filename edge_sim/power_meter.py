@@ -39,11 +39,12 @@ class PowerMeter:
     does not pay for waiting.
     """
 
-    __slots__ = ("_left_j", "_paid", "_power", "_tail_until_s", "spent_j")
+    __slots__ = ("_left_j", "_paid", "_power", "_sent_until_s", "_tail_until_s", "spent_j")
 
     def __init__(self, power: Power, *, battery_j: float | None = None) -> None:
         self._power = power
         self._left_j = battery_j
+        self._sent_until_s = 0.0
         self._tail_until_s = 0.0
         self._paid: list[tuple[float, float]] = []
         """Spans, in order and apart from each other."""
@@ -71,8 +72,11 @@ class PowerMeter:
         power = self._power
         end_s = start_s + seconds
         self._pay(start_s, end_s)
-        joules = power.radio_base_w * seconds + power.radio_w_per_mbit_s * size_bytes * 8e-6
-        if power.tail_s:
+        # While it sends for one request, it is awake for another one too: only what comes behind is paid for.
+        start_s = max(start_s, self._sent_until_s)
+        joules = power.radio_base_w * max(0.0, end_s - start_s) + power.radio_w_per_mbit_s * size_bytes * 8e-6
+        self._sent_until_s = max(self._sent_until_s, end_s)
+        if power.tail_s and end_s > start_s:
             # Of the tail before, what is paid for already: less where this transfer lies in it.
             covered_s = max(0.0, min(self._tail_until_s, end_s) - start_s)
             added_s = end_s + power.tail_s - max(self._tail_until_s, end_s)

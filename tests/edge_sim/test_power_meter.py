@@ -27,6 +27,14 @@ def test_tails_are_the_time_that_the_radio_is_awake_and_does_not_send(transfers)
     assert meter.spent_j == pytest.approx(POWER.radio_base_w * sending_s + POWER.tail_w * awake_s)
 
 
+def test_sends_that_overlap_pay_for_one_radio():
+    meter = PowerMeter(POWER)
+    meter.send(0, 4, 0)
+    assert meter.send(1, 2, 125_000) == pytest.approx(POWER.radio_w_per_mbit_s)
+    meter.send(3, 3, 0)
+    assert meter.spent_j == pytest.approx(POWER.radio_base_w * 6 + POWER.radio_w_per_mbit_s + POWER.tail_w * 10)
+
+
 def test_what_a_policy_hears_of_the_tail_is_what_a_transfer_then_adds():
     meter, view = PowerMeter(POWER), View()
     meter.send(0, 1, 0)
