@@ -82,7 +82,12 @@ class GrpcFront:
         running: set[asyncio.Task[None]] = set()
 
         async def answer(request: FrameRequest) -> None:
-            outcome = await self._answer(request, texts)
+            try:
+                outcome = await self._answer(request, texts)
+            except BaseException:
+                # Nobody takes what is not there.
+                room.release()
+                raise
             done.put_nowait(outcome.reply)
 
         async def read() -> None:
@@ -154,7 +159,7 @@ async def _reply(service: InferenceService, request: FrameRequest, call: Call, c
         raise TooLargeError(f"the frame has {len(frame)} bytes; at most {limit} are taken here")
     with service.enter(client, body_bytes=len(frame)):
         reply = await service.answer_frame(frame, call, as_logits=request.logits, top_k=request.top_k or DEFAULT_TOP_K)
-    return await service.put_together(lambda: encode_reply(reply), samples=call.samples)
+        return await service.put_together(lambda: encode_reply(reply), samples=call.samples)
 
 
 def _refused(error: WireError, request: FrameRequest, call: Call) -> Outcome:

@@ -131,6 +131,7 @@ class MicroBatcher(Generic[PayloadT, StagedT, ResultT]):
         self._queue = BatchQueue(self.cost)
         self._prepare_cost = CostModel()
         self._flights: list[_Flight] = []
+        self._ended_s = -math.inf
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._own_threads: list[Executor] = []
@@ -160,10 +161,13 @@ class MicroBatcher(Generic[PayloadT, StagedT, ResultT]):
         return 0.0 if entered_s is None else self._now_s() - entered_s
 
     def running_s(self) -> float:
-        """How long the batch that was launched first has been prepared or run; 0 where none is. Whoever asked may have
+        """How long the batch whose turn it is has been prepared or run; 0 where there is none. Whoever asked may have
         left."""
-        now_s = self._now_s()
-        return max((now_s - (each.run_began_s or each.launched_s) for each in self._flights), default=0.0)
+        if not self._flights:
+            return 0.0
+        first = self._flights[0]
+        # One that waited behind another began when that one ended.
+        return self._now_s() - (first.run_began_s or max(first.launched_s, self._ended_s))
 
     def expected_wait_s(self, key: Hashable, *, samples: int, deadline_s: float = math.inf) -> float:
         """Seconds until an item that came now would be answered: what is in flight, what is more urgent, and itself."""
@@ -290,6 +294,7 @@ class MicroBatcher(Generic[PayloadT, StagedT, ResultT]):
                             await self._run_alone(key, item, flight)
         finally:
             self._flights.remove(flight)
+            self._ended_s = self._now_s()
             for item in batch:
                 # Whatever happened, nobody waits for ever.
                 _fail(item, RuntimeError("the batch ended without an answer"))

@@ -152,6 +152,7 @@ class InferenceService:
         self._reading_since_s: float | None = None
         # And one for large answers, which must not wait behind an image.
         self._answer_thread = ThreadPoolExecutor(1, thread_name_prefix="answer", initializer=thread_start)
+        self._is_closed = False
 
     @property
     def pending(self) -> int:
@@ -209,8 +210,11 @@ class InferenceService:
         return await self._run(self.runner.key_of(inputs), inputs, call, as_logits=as_logits, top_k=top_k)
 
     async def put_together(self, work: Callable[[], _T], *, samples: int) -> _T:
-        """Make a part of an answer: at once for a few samples, and beside the event loop for many."""
-        if samples <= INLINE_SAMPLES:
+        """Make a part of an answer: at once for a few samples, and beside the event loop for many.
+
+        Under the request's ticket, so that nobody takes a replica for idle that still has answers to give.
+        """
+        if samples <= INLINE_SAMPLES or self._is_closed:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self._answer_thread, work)
 
@@ -252,8 +256,10 @@ class InferenceService:
     def close(self) -> None:
         """Let the threads end after what they do now."""
         self._batcher.close()
-        for thread in (self._input_thread, self._answer_thread):
-            thread.shutdown(wait=False, cancel_futures=True)
+        self._is_closed = True
+        self._input_thread.shutdown(wait=False, cancel_futures=True)
+        # What has run is answered.
+        self._answer_thread.shutdown(wait=False)
 
     async def _run(self, key: BatchKey, payload: Payload, call: Call, *, as_logits: bool, top_k: int) -> ReplyFrame:
         call.split_point, call.codec = key.split_point, key.codec
@@ -298,7 +304,7 @@ class InferenceService:
         late_s = self.now_s() - _deadline_s(call)
         if late_s > 0:
             raise DeadlineError(
-                f"other inputs were read first, for longer than the request's budget of {call.budget_ms} ms",
+                f"the request's budget of {call.budget_ms} ms was over before its input could be read",
                 retry_after_s=late_s,
             )
         return self.runner.preprocess(body)
@@ -307,15 +313,17 @@ class InferenceService:
         """Seconds that the answer will take from now, and the time after which it is worth nothing.
 
         Raises DeadlineError where it would come later: at once, while its sender still has time for something else.
-        Raises OverloadedError where it would come so late that the replica would look as if it hung.
+        Raises OverloadedError where so much is ahead of it that the replica would look as if it hung; what it takes by
+        itself is no reason, because an estimate that keeps everybody out is never corrected.
         """
         deadline_s = _deadline_s(call)
         wait_s = self._batcher.expected_wait_s(key, samples=call.samples, deadline_s=deadline_s)
+        ahead_s = wait_s - self._batcher.cost.batch_s(key, call.samples)
         most_s = self.limits.max_request_age_s / 2
-        if wait_s > most_s:
+        if ahead_s > most_s:
             raise OverloadedError(
-                f"the answer would take {wait_s:.0f} s; nobody waits for more than {most_s:g} s here",
-                retry_after_s=wait_s - most_s,
+                f"others are ahead for {ahead_s:.0f} s; nobody waits for more than {most_s:g} s here",
+                retry_after_s=ahead_s - most_s,
             )
         if call.budget_ms is None:
             return wait_s, deadline_s

@@ -58,10 +58,11 @@ class Limits(Settings):
 
     @model_validator(mode="after")
     def _a_slow_body_is_no_sick_replica(self) -> Limits:
-        if self.body_timeout_s >= self.max_request_age_s:
+        # The other half is for waiting.
+        if self.body_timeout_s > self.max_request_age_s / 2:
             raise ValueError(
-                f"body_timeout_s ({self.body_timeout_s:g}) has to be below max_request_age_s "
-                f"({self.max_request_age_s:g}), or one slow sender would make a replica look sick"
+                f"body_timeout_s ({self.body_timeout_s:g}) may be half of max_request_age_s "
+                f"({self.max_request_age_s:g}) at most, or one slow sender would make a replica look sick"
             )
         return self
 

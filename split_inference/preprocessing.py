@@ -6,6 +6,7 @@ Knows NumPy and Pillow. Knows no torch and no model: the numbers come from the m
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from typing import Literal
 
@@ -18,9 +19,11 @@ from split_inference.errors import MalformedInputError, TooLargeError
 
 # A 48-megapixel phone picture passes; decoded as RGB this is 150 MB, which a server process can hold.
 MAX_PIXELS = 50_000_000
-# Encoders of progressive JPEGs make about ten; a thumbnail among the metadata may be another JPEG.
+# Each scan costs a pass over all pixels, and few bytes; encoders of progressive JPEGs make up to twenty.
 MAX_SCANS = 32
-_START_OF_SCAN = b"\xff\xda"
+# Of JPEG (ITU T.81, B.1.1): what is no stuffed byte, no restart and no fill byte.
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 # Formats that phones and cameras write. Others bring large decoders into reach of strangers' bytes.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 _RESAMPLING = {
@@ -86,6 +89,18 @@ class ImagePreprocessing(BaseModel):
         return np.ascontiguousarray(normal_HWC.transpose(2, 0, 1)[None])
 
 
+def _scans(jpeg: bytes) -> int:
+    """Scans of the first image; what follows its end, and what lies within its segments, is not looked at."""
+    scans, at = 0, 2
+    while scans <= MAX_SCANS and (found := _MARKER.search(jpeg, at)) is not None:
+        marker = found[1][0]
+        if marker == _END_OF_IMAGE:
+            break
+        scans += marker == _START_OF_SCAN
+        at = found.end() + max(2, int.from_bytes(jpeg[found.end() : found.end() + 2], "big"))
+    return scans
+
+
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """An encoded image -> upright RGB image; MalformedInputError or TooLargeError, see ImagePreprocessing.apply."""
     try:
@@ -97,8 +112,8 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise TooLargeError(f"image has far more than {max_pixels} pixels; at most so many are decoded") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise MalformedInputError(f"{len(data)} bytes that are no {', '.join(IMAGE_FORMATS)} image") from error
-    # Each scan costs a pass over all pixels, and few bytes. FFDA begins one, and is never among coded pixels.
-    if image.format == "JPEG" and data.count(_START_OF_SCAN) > MAX_SCANS:
+    # A JPEG with another one behind it, as phones make them, is called MPO.
+    if image.format in ("JPEG", "MPO") and _scans(data) > MAX_SCANS:
         raise MalformedInputError(f"the JPEG has more than {MAX_SCANS} scans, of which each costs a pass over it")
     width, height = image.size
     if width * height > max_pixels:

@@ -333,6 +333,9 @@ def test_json_of_very_many_numbers_is_not_written(monkeypatch):
     assert REPLY_MEDIA_TYPE in response.json()["reason"]
     assert post(frame, query="?output=logits").status_code == 200
     assert post(frame, query="?top_k=2", headers=JSON).status_code == 200
+    assert post(frame, query="?top_k=3", headers=JSON).status_code == 413
+    monkeypatch.setattr("serve_app.ingress.MAX_JSON_NUMBERS", 1)
+    assert post(GOOD_FRAME, query="?output=logits", headers=JSON).status_code == 200
 
 
 def test_hostile_text_in_a_request_stays_on_one_short_line():

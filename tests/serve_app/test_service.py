@@ -12,7 +12,7 @@ from serve_app.observer import BatchFacts, Observers
 from serve_app.service import INLINE_SAMPLES, Call, InferenceService
 from serve_app.tokens import ANONYMOUS
 from split_inference.errors import DeadlineError, OverloadedError
-from split_inference.wire import decode_frame
+from split_inference.wire import decode_frame, decode_reply, encode_reply
 from tests.patience import PATIENCE_S
 from tests.serve_app.helpers import LABELS, TinyRunner, frame_of, one_hot_features, png
 
@@ -58,6 +58,9 @@ def test_a_replica_that_hangs_is_unhealthy_also_when_whoever_asked_has_left(kind
             service.check_health()
         go_on.set()
         await service.drain()
+        while service._batcher.in_flight or service._reading_since_s is not None:
+            await asyncio.sleep(0.01)
+        service.check_health()
 
     asyncio.run(asyncio.wait_for(play(), PATIENCE_S))
     service.close()
@@ -67,17 +70,33 @@ def test_nobody_is_let_in_to_wait_until_the_replica_looks_sick():
     cost = CostModel()
     runner = TinyRunner()
     cost.learn(runner.key_of(decode_frame(GOOD_FRAME)), 1, 31.0)
-    service = InferenceService(runner, cost=cost)
+    running, go_on = threading.Event(), threading.Event()
 
-    async def one():
-        await service.answer_frame(
-            GOOD_FRAME, Call(protocol="http", started_s=service.now_s()), as_logits=True, top_k=1
-        )
+    def hold():
+        running.set()
+        assert go_on.wait(PATIENCE_S)
 
-    with pytest.raises(OverloadedError, match="31 s; nobody waits for more than 30 s") as refused:
-        asyncio.run(one())
+    runner.on_run = hold
+    now_s = [0.0]
+    service = InferenceService(runner, cost=cost, now_s=lambda: now_s[0])
+
+    async def one(budget_ms=None):
+        call = Call(protocol="http", started_s=service.now_s(), budget_ms=budget_ms)
+        return await service.answer_frame(GOOD_FRAME, call, as_logits=True, top_k=1)
+
+    async def play():
+        # However long it takes by itself, on an idle replica it is let in: how else would anybody learn better?
+        first = asyncio.create_task(one())
+        await asyncio.to_thread(running.wait, PATIENCE_S)
+        for budget_ms in (None, 90_000):
+            with pytest.raises(OverloadedError, match="ahead for 31 s; nobody waits for more than 30 s") as refused:
+                await one(budget_ms)
+            assert refused.value.retry_after_s == pytest.approx(1.0)
+        go_on.set()
+        assert (await first).sample_count == 1
+
+    asyncio.run(asyncio.wait_for(play(), PATIENCE_S))
     service.close()
-    assert refused.value.retry_after_s == pytest.approx(1.0)
 
 
 def test_an_image_whose_time_is_over_before_its_turn_is_not_decoded():
@@ -103,6 +122,9 @@ def test_an_image_whose_time_is_over_before_its_turn_is_not_decoded():
     # The third one began in time, and was late when it was decoded.
     assert runner.preprocessed == 3
     assert all(isinstance(each, DeadlineError) for each in outcomes[2:])
+    late = outcomes[5]
+    assert isinstance(late, DeadlineError)
+    assert 0 < late.retry_after_s < 1
 
 
 def test_a_large_answer_is_put_together_beside_the_event_loop_and_is_the_same():
@@ -153,3 +175,29 @@ def test_empty_rows_that_ran_are_told_to_observers():
     asyncio.run(one())
     service.close()
     assert [(facts.samples, facts.bucket) for facts in seen] == [(5, 8)]
+
+
+def test_answers_that_are_being_put_together_when_the_service_closes_are_given():
+    busy = threading.Event()
+    service = InferenceService(TinyRunner())
+    frame = frame_of(one_hot_features(*[1] * (INLINE_SAMPLES + 1)))
+
+    async def one():
+        with service.enter(ANONYMOUS, body_bytes=len(frame)):
+            call = Call(protocol="http", started_s=service.now_s())
+            reply = await service.answer_frame(frame, call, as_logits=False, top_k=1)
+            return await service.put_together(lambda: encode_reply(reply), samples=call.samples)
+
+    async def play():
+        held = asyncio.create_task(service.put_together(lambda: busy.wait(PATIENCE_S), samples=100))
+        tasks = [asyncio.create_task(one()) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        await service.drain()
+        assert service.unanswered == 3
+        service.close()
+        busy.set()
+        assert await held
+        return await asyncio.gather(*tasks)
+
+    replies = asyncio.run(asyncio.wait_for(play(), PATIENCE_S))
+    assert {decode_reply(each).sample_count for each in replies} == {INLINE_SAMPLES + 1}

@@ -40,7 +40,7 @@ def test_settings_that_are_settings_already_pass():
         ("calibration", 7),
         ("auth", {"mode": "token"}),
         ("limits", 3),
-        ("limits", {"body_timeout_s": 60}),
+        ("limits", {"body_timeout_s": 31}),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_name(field, value):

@@ -96,6 +96,16 @@ def test_a_jpeg_of_hundreds_of_scans_is_refused_before_it_is_decoded(rng):
     assert ImagePreprocessing(height=8, width=8).apply(data).shape == (1, 3, 8, 8)
 
 
+def test_only_scans_of_the_picture_itself_count(rng):
+    """Not those of a thumbnail among its metadata, nor what a phone puts behind its end."""
+    data = encoded(noise(rng, 64, 64), "JPEG", progressive=True)
+    comment = b"\xff\xfe" + struct.pack(">H", 402) + 200 * b"\xff\xda"
+    trailer = 100 * b"\xff\xda\x00\x02"
+    padded = data[:2] + comment + data[2:] + trailer
+    expected = ImagePreprocessing(height=8, width=8).apply(data)
+    np.testing.assert_array_equal(ImagePreprocessing(height=8, width=8).apply(padded), expected)
+
+
 def exif_entry(tag: int, kind: int, content: bytes) -> bytes:
     count = len(content) if kind == 2 else 1
     return struct.pack("<HHI", tag, kind, count) + content.ljust(4, b"\0")
