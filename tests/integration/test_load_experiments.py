@@ -140,9 +140,9 @@ def test_a_stall_shows_in_the_open_loop_and_hides_in_the_closed_one(tmp_path, pa
     assert 0.9 < open_loop.latency.max_s < 3
     assert open_loop.latency.percentile(0.999) > 0.9
     assert open_loop.latency.percentile(0.9) > 0.3
-    # In the closed loop one request waited; its p99 knows nothing of it.
+    # In the closed loop one request waited, of however many this machine can ask one after the other.
     assert closed_loop.latency.max_s > 0.9
-    assert closed_loop.latency.percentile(0.99) < 0.3
+    assert closed_loop.latency.percentile(0.9) < 0.3
     assert not closed_loop.open_loop
     assert open_loop.open_loop
 
@@ -160,13 +160,17 @@ def test_a_worker_that_is_killed_makes_the_run_invalid(tmp_path, stub, payloads)
         subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)
     ]
     try:
-        wait_for(lambda: answered_by(stub) > before + 20, why="the run did not begin")
+        wait_for(lambda: answered_by(stub) > before + 20 or master.poll() is not None, why="the run did not begin")
         workers[1].kill()
         ran = finish(master, folder)
     finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait(PATIENCE_S)
+        everyone: list[subprocess.Popen[bytes] | subprocess.Popen[str]] = [*workers, master]
+        for process in everyone:
+            process.kill()
+            process.wait(PATIENCE_S)
+        for stream in (master.stdout, master.stderr):
+            assert stream is not None
+            stream.close()
     assert ran.code == 3, ran.err[-2000:]
     assert any("was lost in mid-run" in reason for reason in ran.result.generator.invalid)
     assert "INVALID" in ran.out
