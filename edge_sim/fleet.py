@@ -287,8 +287,9 @@ class Fleet:
 
     def _damage(self, group: str) -> None:
         """Of faults that overlap, the worst one holds."""
+        share = max(self._bad_shares[group], default=0.0)
         for worker in self.workers[group].values():
-            worker.bad_share = max(self._bad_shares[group], default=0.0)
+            worker.bad_share = share
 
     def _switch(self, fault: Switch) -> None:
         for worker in self.workers[fault.group].values():

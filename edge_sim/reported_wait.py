@@ -5,6 +5,8 @@ Knows seconds; no server and no clock.
 
 from __future__ import annotations
 
+from edge_sim.fading_mean import FadingMean
+
 # Of one answer. Five answers are most of what is believed.
 _SMOOTHING = 0.2
 # As BandwidthEstimate and SendBias forget: devices that heard of a long wait stop asking, and so hear of no shorter
@@ -15,18 +17,11 @@ HALF_LIFE_S = 10.0
 class ReportedWait:
     """Mean of the waits that were reported, half of it forgotten after each HALF_LIFE_S."""
 
-    __slots__ = ("_last_s", "_seconds")
+    __slots__ = ("learn", "seconds")
 
     def __init__(self) -> None:
-        self._last_s = 0.0
-        self._seconds = 0.0
-
-    def learn(self, now_s: float, wait_s: float) -> None:
+        mean = FadingMean(share=_SMOOTHING, half_life_s=HALF_LIFE_S)
+        self.learn = mean.learn
         """A request waited so long, or would have."""
-        kept = self.seconds(now_s)
-        self._seconds = kept + _SMOOTHING * (wait_s - kept)
-        self._last_s = now_s
-
-    def seconds(self, now_s: float) -> float:
+        self.seconds = mean.value
         """What a request is expected to wait now."""
-        return self._seconds * float(0.5 ** ((now_s - self._last_s) / HALF_LIFE_S))

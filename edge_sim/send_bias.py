@@ -7,6 +7,8 @@ is what they have to compare with their own time. Knows seconds; no link, no pol
 
 from __future__ import annotations
 
+from edge_sim.fading_mean import FadingMean
+
 # Of one answer. Four answers are most of what is believed, as in BandwidthEstimate over its half-life.
 _LEARNING_RATE = 0.25
 
@@ -17,25 +19,16 @@ class SendBias:
     Forgotten, so that a device which has computed everything itself since a bad minute tries again.
     """
 
-    __slots__ = ("_half_life_s", "_last_s", "_seconds")
+    __slots__ = ("_mean",)
 
     def __init__(self, *, half_life_s: float = 10.0) -> None:
         """The default is BandwidthEstimate's. Raises ValueError unless it is positive."""
-        if not half_life_s > 0:
-            raise ValueError(f"half_life_s must be positive, got {half_life_s}")
-        self._half_life_s = half_life_s
-        self._last_s = 0.0
-        self._seconds = 0.0
+        self._mean = FadingMean(share=_LEARNING_RATE, half_life_s=half_life_s)
 
     def learn(self, *, now_s: float, expected_s: float, took_s: float) -> None:
         """A request that was meant for the server ended at `now_s`, wherever; `expected_s` is without this bias."""
-        kept = self._kept(now_s)
-        self._seconds = kept + _LEARNING_RATE * (took_s - expected_s - kept)
-        self._last_s = now_s
+        self._mean.learn(now_s, took_s - expected_s)
 
     def seconds(self, now_s: float) -> float:
         """To be added to what is expected now; never negative: good luck is no reason to ask."""
-        return max(0.0, self._kept(now_s))
-
-    def _kept(self, now_s: float) -> float:
-        return self._seconds * float(0.5 ** ((now_s - self._last_s) / self._half_life_s))
+        return max(0.0, self._mean.value(now_s))
