@@ -8,6 +8,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,12 @@ import yaml
 from benchmarks.chaos import other_weights, served_digest
 from edge_sim.server_process import ServerProcess
 from split_inference.model_catalog import EMBEDDED_FOLDER
+from tests.integration import processes
 from tests.patience import PATIENCE_S
 
 CONFIG = Path(__file__).resolve().parents[2] / "config.yaml"
 ROUTE = "/v1/models/resnet20-cifar10"
+wait_for = partial(processes.wait_for, why="it did not come about")
 IMAGE = (EMBEDDED_FOLDER / "samples" / "test-00000.jpg").read_bytes()
 
 
@@ -101,13 +104,6 @@ def answers(url):
     except OSError as error:
         closed(error)
         return False
-
-
-def wait_for(what, timeout_s=PATIENCE_S):
-    deadline_s = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < deadline_s, "it did not come about"
-        time.sleep(0.2)
 
 
 def test_a_refused_request_is_a_line_of_json_with_its_id_and_trace(server, logs):
