@@ -36,6 +36,7 @@ from split_inference.codec_profile import CodecProfile
 from split_inference.feature_codec import FeatureCodec
 from split_inference.wire import FeatureFrame, decode_frame, encode_frame
 from tests.benchmarks.stub_server import Reply, Stub, stub_server
+from tests.patience import PATIENCE_S
 
 REQUESTS = [request_bytes("stub", "/p", bytes([index]) * 30_000, media_type="x/y") for index in range(3)]
 
@@ -457,7 +458,7 @@ def test_processes_that_are_gone_are_left_out():
     assert of({child.pid, os.getpid()}).keys() == {os.getpid()}
 
 
-def until(what, timeout_s: float = 5.0) -> None:
+def until(what, timeout_s: float = PATIENCE_S) -> None:
     end_s = time.monotonic() + timeout_s
     while not what():
         assert time.monotonic() < end_s

@@ -89,7 +89,7 @@ def test_a_signal_while_it_stops_skips_the_polite_waits(config, tmp_path):
         started_s = time.monotonic()
         server.stop()
         impatient.join()
-        assert time.monotonic() - started_s < 10
+        assert time.monotonic() - started_s < 50
     assert server.leftover() == []
 
 

@@ -99,7 +99,7 @@ def upload(tmp_path, **environment):
     )
     # Until its trap is set: it starts a sleep right before.
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + PATIENCE_S
     while not children.read_text().strip() and time.monotonic() < deadline_s:
         time.sleep(0.05)
     time.sleep(0.5)

@@ -96,7 +96,7 @@ def test_a_server_that_drips_or_never_ends_has_one_deadline(payloads, monkeypatc
     began_s = time.monotonic()
     line, _ = line_for(payloads, lambda path: endless(begin, piece), **facts)
     assert "no whole answer" in line
-    assert time.monotonic() - began_s < 5
+    assert time.monotonic() - began_s < 30
 
 
 def test_a_handshake_has_the_same_deadline(payloads, monkeypatch):

@@ -162,7 +162,7 @@ def test_a_long_plan_is_announced_at_once(server, payloads):
     made.close()
     assert "about 604,800,000 requests" in made.announcement(workers=1)
     # To draw them would take a minute.
-    assert time.perf_counter() - began_s < 10
+    assert time.perf_counter() - began_s < 30
 
 
 def test_other_weights_are_refused_before_anything_is_sent(server, tmp_path):

@@ -164,7 +164,7 @@ def test_a_stream_holds_no_more_than_its_window_and_gives_its_places_back_when_g
         assert service.pending == 0
         service.close()
 
-    asyncio.run(asyncio.wait_for(play(), 20))
+    asyncio.run(asyncio.wait_for(play(), PATIENCE_S))
 
 
 def test_a_client_that_sends_and_never_reads_is_read_no_further_than_its_window():

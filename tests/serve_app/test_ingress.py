@@ -15,6 +15,7 @@ from serve_app.ingress import STATUS_OF
 from serve_app.settings import Limits
 from split_inference import errors
 from split_inference.wire import FRAME_MEDIA_TYPE, REPLY_MEDIA_TYPE, decode_reply
+from tests.patience import PATIENCE_S
 from tests.serve_app.helpers import (
     DIGEST,
     LABELS,
@@ -252,7 +253,7 @@ def test_requests_beyond_the_limit_are_refused_while_the_model_is_busy_and_may_c
 
     def hold():
         running.set()
-        assert finish.wait(timeout=10)
+        assert finish.wait(timeout=PATIENCE_S)
 
     ingress = ingress_of(TinyRunner(on_run=hold), limits=Limits(max_pending_requests=2))
 
@@ -284,7 +285,7 @@ def test_a_request_that_is_cancelled_while_it_waits_never_runs():
     def hold():
         runs.append(1)
         running.set()
-        assert finish.wait(timeout=10)
+        assert finish.wait(timeout=PATIENCE_S)
 
     ingress = ingress_of(TinyRunner(on_run=hold))
 

@@ -9,6 +9,7 @@ from serve_app.batching import CostModel
 from serve_app.micro_batcher import BatchReport, MicroBatcher, Prepared, StickyDeviceError
 from serve_app.settings import BatchingSettings
 from split_inference.errors import DeadlineError, FeatureMismatchError, MalformedFrameError
+from tests.patience import PATIENCE_S
 from tests.serve_app.virtual_time import JumpingLoop, LoopClock, VirtualThread
 
 
@@ -58,7 +59,7 @@ def scene(work=None, **settings):
                 doubles.gate.set()
                 batcher.close()
 
-        asyncio.run(asyncio.wait_for(run(), 20))
+        asyncio.run(asyncio.wait_for(run(), PATIENCE_S))
 
     return decorate
 
@@ -171,7 +172,7 @@ def test_what_expires_while_it_waits_is_refused_and_not_run():
         assert doubles.ran[1][1] == [2]
         batcher.close()
 
-    asyncio.run(asyncio.wait_for(run(), 20))
+    asyncio.run(asyncio.wait_for(run(), PATIENCE_S))
 
 
 def test_an_idle_model_lingers_for_company_but_not_when_the_batch_is_full():
@@ -245,7 +246,7 @@ def test_the_expected_wait_is_the_rest_of_what_runs_and_all_that_is_more_urgent(
         await asyncio.gather(*waiting)
         batcher.close()
 
-    asyncio.run(asyncio.wait_for(run(), 20))
+    asyncio.run(asyncio.wait_for(run(), PATIENCE_S))
 
 
 def test_batches_are_reported_with_every_delay():

@@ -106,7 +106,7 @@ def test_a_child_that_is_given_up_ends_at_once(tmp_path):
     with pytest.raises(ConfigError, match="given up"):
         prepare_in_child(AppSettings.model_validate(given), given_up)
     # Exporting it takes many times as long.
-    assert time.monotonic() - began_s < 10
+    assert time.monotonic() - began_s < 20
     assert not [each for each in children() if "serve_app.model_loading" in each]
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
 
 import httpx
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from split_inference.model_catalog import load_model
 from split_inference.model_split import SplittableModel
 from split_inference.wire import FRAME_MEDIA_TYPE, decode_reply
+from tests.integration.processes import wait_for
 from tests.serve_app.helpers import ROUTE, asgi, frame_of
 from tests.split_inference.models import Branches, seeded
 
@@ -84,16 +84,15 @@ class Client:
 
 
 def serving_threads():
-    """Threads of batchers and services; some end a moment after they were told to."""
-    for _ in range(100):
-        names = sorted(each.name.rpartition("_")[0] for each in threading.enumerate())
-        yield [name for name in names if name in ("model", "prepare", "input")]
-        time.sleep(0.02)
+    """Threads of batchers and services that are alive."""
+    names = ("model", "prepare", "input", "answer")
+    return {each for each in threading.enumerate() if each.name.rpartition("_")[0] in names}
 
 
 def run(scenario):
-    """The scenario in an event loop; afterwards no thread that served is left."""
-    before = next(serving_threads())
+    """The scenario in an event loop; of the threads that served in it none is left a while later."""
+    # By thread and not by name: one that an earlier test told to end may be among them, and end meanwhile.
+    before = serving_threads()
     result = asyncio.run(scenario)
-    assert any(threads == before for threads in serving_threads())
+    wait_for(lambda: serving_threads() <= before, why="a thread that served is left")
     return result
