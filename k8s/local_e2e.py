@@ -194,6 +194,7 @@ class _Run:
         asked = sum(group["requests"] for group in groups)
         self.figures["fleet_requests"] = asked
         self.figures["fleet_goodput"] = sum(group["requests"] * group["in_time"] for group in groups) / asked
+        self.figures["fleet_wrong"] = said["wrong_answers"]
         self.figures["fleet_valid"] = float(not said.get("invalid"))
         self.facts["fleet"] = said
         if said.get("invalid"):
@@ -211,6 +212,7 @@ class _Run:
         result = read_result(folder)
         self.figures["locust_requests"] = result.counts.intended
         self.figures["locust_goodput"] = result.goodput_share
+        self.figures["locust_wrong"] = result.counts.wrong
         self.figures["locust_valid"] = float(result.is_valid)
         for reason in result.generator.invalid:
             self._note(f"{master.name} is INVALID: {reason}")
@@ -266,8 +268,10 @@ class _Run:
             "ray_nodes": (">=", 2),
             "ready_workers": (">=", 1),
             "fleet_goodput": (">=", 0.99),
+            "fleet_wrong": ("==", 0),
             "fleet_failed": ("==", 0),
             "locust_goodput": (">=", 0.99),
+            "locust_wrong": ("==", 0),
             "locust_failed": ("==", 0),
             "locust_workers_exit_code": ("==", 0),
             "capabilities": ("==", 0),
