@@ -90,10 +90,10 @@ def test_tails_add_up_to_the_time_awake_without_a_transfer(transfers, tail_s):
     tail = RadioTail(tail_s)
     now_s = paid_s = awake_s = 0.0
     until_s = 0.0
-    for gap_s, length_s in transfers:
+    for number, (gap_s, length_s) in enumerate(transfers):
         start_s = now_s + gap_s
         # On the timeline: awake from the end of the last transfer to this one, at most tail_s; the first pays its own.
-        awake_s += min(tail_s, start_s - until_s) if now_s else 0.0
+        awake_s += min(tail_s, start_s - until_s) if number else 0.0
         now_s = until_s = start_s + length_s
         paid_s += tail.extension_s(start_s, now_s)
     assert paid_s == pytest.approx(awake_s + tail_s, abs=1e-6)

@@ -19,6 +19,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,10 @@ PORT = 9000
 # One packet: with a larger bucket the kernel sends a burst at line speed first (20 % off with 32 kB). A little more,
 # because a full bucket overflows while the kernel's timer is late, by 18 us a packet: 1.8 % at 12 Mbit/s.
 BUCKET_BYTES = PACKET_BYTES + 150
-# A busy machine's timer is late and never early: the fastest of several runs says most of the kernel's own pace.
-RUNS, MOST_RUNS = 3, 80
+# A busy machine's timer is late and never early: the fastest of several runs says most of the kernel's own pace, quarter
+# by quarter, because a whole run may never be left alone. A quarter that begins with a late packet is too fast by at
+# most what the bucket holds beside a packet, which is 0.4 % of it.
+RUNS, MOST_RUNS, QUARTERS = 3, 80, (0, 25, 50, 75, PACKETS - 1)
 # Linux's numbers; Python 3.11 has no names for them.
 CLONE_NEWNET = 0x40000000
 SO_SNDBUFFORCE, SO_RCVBUFFORCE, SO_TIMESTAMPNS = 32, 33, 35
@@ -145,8 +148,8 @@ def test_a_burst_of_packets_takes_as_long_as_in_the_kernel(namespaces, sockets, 
     ends_s = [line.send(0.0, PACKET_BYTES).end_s for _ in range(PACKETS)]
     # The first leaves at once there, from a full bucket.
     expected_s = ends_s[-1] - ends_s[0]
-    measured_s: list[float] = []
-    while len(measured_s) < RUNS or (min(measured_s) > 1.02 * expected_s and len(measured_s) < MOST_RUNS):
+    runs_s: list[list[float]] = []
+    while len(runs_s) < RUNS or (fastest_s(runs_s) > 1.02 * expected_s and len(runs_s) < MOST_RUNS):
         # One packet ahead, so that the neighbour's address is known; then the bucket fills again.
         out.send(bytes(PAYLOAD_BYTES))
         arrival_s(into)
@@ -154,9 +157,15 @@ def test_a_burst_of_packets_takes_as_long_as_in_the_kernel(namespaces, sockets, 
         for _ in range(PACKETS):
             out.send(bytes(PAYLOAD_BYTES))
         arrivals = [arrival_s(into) for _ in range(PACKETS)]
-        measured_s.append(arrivals[-1] - arrivals[0])
-    print(f"{megabits_per_s} Mbit/s: expected {expected_s:.4f} s, kernel {[round(each, 4) for each in measured_s]}")
-    assert min(measured_s) == pytest.approx(expected_s, rel=0.02)
+        runs_s.append([arrivals[end] - arrivals[start] for start, end in pairwise(QUARTERS)])
+    whole_s = [round(sum(each), 4) for each in runs_s]
+    print(f"{megabits_per_s} Mbit/s: expected {expected_s:.4f} s, kernel {fastest_s(runs_s):.4f} s, runs {whole_s}")
+    assert fastest_s(runs_s) == pytest.approx(expected_s, rel=0.02)
+
+
+def fastest_s(runs_s: list[list[float]]) -> float:
+    """Of each quarter the fastest."""
+    return sum(map(min, zip(*runs_s, strict=True)))
 
 
 def test_a_delay_is_the_kernels_delay(namespaces, sockets):
