@@ -113,6 +113,8 @@ class Bottleneck:
 
     def is_down(self, now_s: float) -> bool:
         """Whether `now_s` lies in an outage; its end does not."""
+        if not self._outages:
+            return False
         at = bisect_right(self._outages, (now_s, math.inf)) - 1
         return at >= 0 and now_s < self._outages[at][1]
 

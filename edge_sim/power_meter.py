@@ -72,16 +72,21 @@ class PowerMeter:
         power = self._power
         end_s = start_s + seconds
         self._pay(start_s, end_s)
+        joules = power.radio_w_per_mbit_s * size_bytes * 8e-6
         # While it sends for one request, it is awake for another one too: only what comes behind is paid for.
-        start_s = max(start_s, self._sent_until_s)
-        joules = power.radio_base_w * max(0.0, end_s - start_s) + power.radio_w_per_mbit_s * size_bytes * 8e-6
-        self._sent_until_s = max(self._sent_until_s, end_s)
-        if power.tail_s and end_s > start_s:
-            # Of the tail before, what is paid for already: less where this transfer lies in it.
-            covered_s = max(0.0, min(self._tail_until_s, end_s) - start_s)
-            added_s = end_s + power.tail_s - max(self._tail_until_s, end_s)
-            joules += power.tail_w * (added_s - covered_s)
-            self._tail_until_s = max(self._tail_until_s, end_s + power.tail_s)
+        if start_s < self._sent_until_s:
+            start_s = self._sent_until_s
+        if end_s > start_s:
+            joules += power.radio_base_w * (end_s - start_s)
+            self._sent_until_s = end_s
+            if power.tail_s:
+                # Of the tail before, what is paid for already: less where this transfer lies in it.
+                tail_until_s = self._tail_until_s
+                covered_s = min(tail_until_s, end_s) - start_s if tail_until_s > start_s else 0.0
+                added_s = end_s + power.tail_s - (tail_until_s if tail_until_s > end_s else end_s)
+                joules += power.tail_w * (added_s - covered_s)
+                if tail_until_s < end_s + power.tail_s:
+                    self._tail_until_s = end_s + power.tail_s
         return self._spend(joules)
 
     def idle(self, from_s: float, until_s: float) -> float:
@@ -105,16 +110,24 @@ class PowerMeter:
         new_s = until_s - from_s
         if new_s <= 0:
             return 0.0
+        # Most of it lies behind all others, or overlaps the last ones.
+        if not paid or paid[-1][1] < from_s:
+            paid.append((from_s, until_s))
+            if len(paid) > _MOST_SPANS:
+                del paid[: _MOST_SPANS // 2]
+            return new_s
         at = len(paid)
-        # Most of it lies behind all others, or overlaps the last one.
         while at and paid[at - 1][1] >= from_s:
             at -= 1
         end = at
         first_s, last_s = from_s, until_s
         while end < len(paid) and paid[end][0] <= until_s:
             start_s, stop_s = paid[end]
-            new_s -= min(stop_s, until_s) - max(start_s, from_s)
-            first_s, last_s = min(first_s, start_s), max(last_s, stop_s)
+            new_s -= (stop_s if stop_s < until_s else until_s) - (start_s if start_s > from_s else from_s)
+            if start_s < first_s:
+                first_s = start_s
+            if stop_s > last_s:
+                last_s = stop_s
             end += 1
         paid[at:end] = [(first_s, last_s)]
         if len(paid) > _MOST_SPANS:

@@ -2,7 +2,8 @@
 
 Does what serve_app does (docs/decisions/0006-a-batcher-of-our-own.md) with times that were measured: a replica that
 idles begins a batch with what is there, a busy one collects and closes the next batch in time to decode it; batches
-have one split point; what would be too late is refused. Knows the virtual clock and a seeded generator.
+have one split point; what would be too late is refused. Within a split point requests are taken in the order in which
+they came, in serve_app by deadline: the same where all have one. Knows the virtual clock and a seeded generator.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ class ServerModel:
         half_s = overhead_s / 2
         waiting = _Waiting(ask, replica, arrived_s=now_s, deadline_s=until_s, back_s=half_s)
         clock.at(now_s + half_s, self._enter, waiting)
-        if not await clock.wait(waiting.promise, until_s=until_s):
+        if not await clock.wait(waiting.promise):
             return None
         outcome: Served | Refused = waiting.promise.value
         return outcome
@@ -145,11 +146,13 @@ class ServerModel:
             self._clock.keep(waiting.promise, Refused("server_down", MIN_RETRY_AFTER_S))
             return
         replica.queues.setdefault(waiting.ask.split_point, deque()).append(waiting)
-        if not replica.running:
-            if not replica.turning:
-                self._begin(replica)
-        elif self._ahead_s and not replica.closed:
-            self._close_if_due(replica)
+        if replica.running or replica.turning:
+            # It may have to wait for too long; whoever is in a batch already has its end from `_begin`.
+            self._clock.give_up(waiting.promise, at_s=waiting.deadline_s)
+            if self._ahead_s and replica.running and not replica.closed:
+                self._close_if_due(replica)
+        else:
+            self._begin(replica)
 
     def _expected_wait_s(self, replica: _Replica, split_point: str, now_s: float) -> float:
         most = self._profile.max_batch
@@ -180,11 +183,14 @@ class ServerModel:
         times = self._times.get(batch[0].ask.split_point, self._any)
         took_s = decode_s + times.seconds(len(batch), self._rng.random())
         replica.running = batch
-        replica.busy_until_s = now_s + took_s
+        replica.busy_until_s = ends_s = now_s + took_s
+        for each in batch:
+            if ends_s + each.back_s > each.deadline_s:
+                self._clock.give_up(each.promise, at_s=each.deadline_s)
         replica.busy_s += took_s
-        self._clock.at(now_s + took_s, self._end, (replica, batch, now_s))
+        self._clock.at(ends_s, self._end, (replica, batch, now_s))
         if self._ahead_s:
-            self._clock.at(max(now_s, now_s + took_s - self._ahead_s), self._close, (replica, batch))
+            self._clock.at(max(now_s, ends_s - self._ahead_s), self._close, (replica, batch))
 
     def _take(self, replica: _Replica, starts_s: float) -> list[_Waiting]:
         """The batch whose first request has the earliest deadline, out of its queue; empty where nobody waits.

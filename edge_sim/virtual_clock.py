@@ -35,6 +35,7 @@ class VirtualClock:
         self._now_s = 0.0
         self._events: list[tuple[float, int, Callable[[Any], None], Any]] = []
         self._asked = 0
+        self._waited_for: set[Promise] = set()
 
     def now_s(self) -> float:
         """The moment of the event that runs."""
@@ -57,17 +58,21 @@ class VirtualClock:
         """Return when so many seconds have passed."""
         return _until(self._now_s + duration_s)
 
-    def wait(self, promise: Promise, *, until_s: float) -> Awaitable[bool]:
-        """Whether the promise was kept by `until_s`; returns as soon as it is."""
-        if not promise.kept:
-            self.at(until_s, self._give_up, promise)
+    def wait(self, promise: Promise) -> Awaitable[bool]:
+        """Whether the promise was kept; returns as soon as it is, or as `give_up` says."""
         return _held(promise)
+
+    def give_up(self, promise: Promise, *, at_s: float) -> None:
+        """Whoever still waits then waits no more. For whoever knows that it may come to this: most promises are kept,
+        and an event for each would be a tenth of what a simulated request costs."""
+        self.at(at_s, self._give_up, promise)
 
     def keep(self, promise: Promise, value: Any, *, after_s: float = 0.0) -> None:
         """Bring what was promised; nobody need wait any more. Whoever does already goes on after `after_s` seconds."""
         promise.kept, promise.value = True, value
         waiter, promise.waiter = promise.waiter, None
         if waiter is not None:
+            self._waited_for.remove(promise)
             self.at(self._now_s + after_s, self._resume, waiter)
 
     def run(self, *, until_s: float = float("inf")) -> None:
@@ -83,8 +88,10 @@ class VirtualClock:
         for _, _, call, argument in events:
             if call == self._resume:
                 argument.close()
-            elif call == self._give_up and argument.waiter is not None:
-                argument.waiter.close()
+        waited_for, self._waited_for = self._waited_for, set()
+        for promise in waited_for:
+            if promise.waiter is not None:
+                promise.waiter.close()
 
     def _resume(self, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -93,12 +100,14 @@ class VirtualClock:
             return
         if type(wish) is Promise:
             wish.waiter = work
+            self._waited_for.add(wish)
         else:
             self.at(wish, self._resume, work)
 
     def _give_up(self, promise: Promise) -> None:
         waiter, promise.waiter = promise.waiter, None
         if waiter is not None:
+            self._waited_for.remove(promise)
             self._resume(waiter)
 
 

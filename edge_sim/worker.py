@@ -20,7 +20,7 @@ from edge_sim.device import Device
 from edge_sim.fleet_server import Ask, Refused
 from edge_sim.link import Delivery, Link
 from edge_sim.plan import DEVICE_ONLY, PlanOption
-from edge_sim.policy import FixedPolicy, View, latency_s
+from edge_sim.policy import FixedPolicy, Policy, View, latency_s
 from edge_sim.power_meter import PowerMeter
 from edge_sim.request_record import ANSWERED, DROPPED, GAVE_UP, LOCALLY, Request, RequestWriter, how_text, who_text
 from edge_sim.send_bias import SendBias
@@ -128,17 +128,18 @@ class EdgeWorker:
     async def _answer(self, request: Request, item: int) -> None:
         self._in_flight += 1
         epoch, who = self._epoch, self._who
-        option = self._choices.whole
+        policy = self._choices.policy
         try:
-            option = self._choose()
-            if option.mode == DEVICE_ONLY or isinstance(self._choices.policy, FixedPolicy):
+            if isinstance(policy, FixedPolicy):
+                option = policy.option
                 await self._process(request, option, item)
             else:
+                option = self._choose(policy)
                 began_s = self._clock.now_s()
                 expected_s = latency_s(self._view, option) - self._view.send_bias_s
                 await self._process(request, option, item)
                 # What was given up before it was sent says nothing of asking.
-                if request.outcome in (ANSWERED, LOCALLY) or request.attempts:
+                if option.mode != DEVICE_ONLY and (request.outcome in (ANSWERED, LOCALLY) or request.attempts):
                     now_s = self._clock.now_s()
                     self._bias.learn(now_s=now_s, expected_s=expected_s, took_s=now_s - began_s)
         finally:
@@ -147,10 +148,8 @@ class EdgeWorker:
             request.outcome, request.reason, request.correct = DROPPED, "stale", None
         self._end(request, option, who)
 
-    def _choose(self) -> PlanOption:
+    def _choose(self, policy: Policy) -> PlanOption:
         choices, view, device = self._choices, self._view, self._device
-        if isinstance(choices.policy, FixedPolicy):
-            return choices.policy.option
         now_s = self._clock.now_s()
         view.wait_s = max(0.0, device.free_at_s - now_s)
         view.slowdown = 1.0 / device.speed(now_s)
@@ -161,7 +160,7 @@ class EdgeWorker:
         view.down_s = choices.reply_bytes / self._path.down_bytes_per_s
         view.send_bias_s = self._bias.seconds(now_s)
         self._power.fill(view, now_s=now_s)
-        return choices.policy.choose(view, choices.options)
+        return policy.choose(view, choices.options)
 
     async def _process(self, request: Request, option: PlanOption, item: int) -> None:
         clock, device, choices = self._clock, self._device, self._choices
@@ -222,15 +221,19 @@ class EdgeWorker:
             up = link.deliver_up(now_s, size)
             request.attempts += 1
             request.up_bytes += size
-            queue_s, up_s, propagation_s, loss_s = _stages(up, last_s - now_s if up.arrives_at_s > last_s else None)
-            request.up_queue_s += queue_s
-            request.up_s += up_s
-            request.up_propagation_s += propagation_s
-            request.up_loss_s += loss_s
-            left_s = now_s + up.queued_s + up.transmission_s + up.retransmission_s
-            self._up_free_s = max(self._up_free_s, left_s)
-            request.radio_j += self._power.send(now_s + up.queued_s, up.transmission_s + up.retransmission_s, size)
-            if up.arrives_at_s > last_s:
+            queued_s, transmission_s, propagation_s, loss_s, arrives_at_s = up
+            late = arrives_at_s > last_s
+            stages = _cut_off(up, last_s - now_s) if late else up
+            request.up_queue_s += stages[0]
+            request.up_s += stages[1]
+            request.up_propagation_s += stages[2]
+            request.up_loss_s += stages[3]
+            sends_s = transmission_s + loss_s
+            left_s = now_s + queued_s + transmission_s + loss_s
+            if left_s > self._up_free_s:
+                self._up_free_s = left_s
+            request.radio_j += self._power.send(now_s + queued_s, sends_s, size)
+            if late:
                 await clock.sleep_until(last_s)
                 # It was on its way for so long, and did not get through.
                 self._observe(size * _share_sent(up, last_s - now_s), last_s - now_s)
@@ -238,8 +241,8 @@ class EdgeWorker:
                 self._stuck_until_s = max(self._stuck_until_s, left_s)
                 request.reason = "link_too_slow"
                 return False
-            await clock.sleep_until(up.arrives_at_s)
-            self._observe(size, up.queued_s + up.transmission_s + up.retransmission_s)
+            await clock.sleep_until(arrives_at_s)
+            self._observe(size, queued_s + transmission_s + loss_s)
             request.bandwidth_mbit_s = self._estimate.megabits_per_s
             bad = self.bad_share > 0 and self._rng.random() < self.bad_share
             ask = Ask(option.index, option.split_point or "input", item, size, self._group_index, bad, body)
@@ -252,7 +255,7 @@ class EdgeWorker:
                 if result.retry_after_s is None or request.attempts >= conduct.max_attempts:
                     return False
                 pause_s = result.retry_after_s * (1 + conduct.retry_jitter * self._rng.random())
-                if clock.now_s() + pause_s + up.transmission_s + self._path.round_trip_s + choices.service_s > last_s:
+                if clock.now_s() + pause_s + transmission_s + self._path.round_trip_s + choices.service_s > last_s:
                     return False
                 await clock.sleep_until(clock.now_s() + pause_s)
                 continue
@@ -355,16 +358,13 @@ class EdgeWorker:
         return how_text(mode=option.mode, split_point=option.split_point, codec=option.codec)
 
 
-def _stages(up: Delivery, given_up_after_s: float | None) -> tuple[float, ...]:
-    """Queue, transmission, propagation and retransmission, as far as they went."""
-    stages = (up.queued_s, up.transmission_s, up.propagation_s, up.retransmission_s)
-    if given_up_after_s is None:
-        return stages
+def _cut_off(up: Delivery, after_s: float) -> list[float]:
+    """Queue, transmission, propagation and retransmission of a message that was given up, as far as they went."""
     went = []
-    for stage_s in stages:
-        went.append(min(stage_s, given_up_after_s))
-        given_up_after_s -= went[-1]
-    return tuple(went)
+    for stage_s in up[:4]:
+        went.append(min(stage_s, after_s))
+        after_s -= went[-1]
+    return went
 
 
 def _share_sent(up: Delivery, after_s: float) -> float:

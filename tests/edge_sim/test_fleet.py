@@ -171,7 +171,7 @@ class SlowHeads:
         return self._ended(job)
 
     async def _ended(self, job):
-        await self.clock.wait(job, until_s=1e9)
+        await self.clock.wait(job)
         return job.value
 
 

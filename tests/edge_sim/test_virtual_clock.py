@@ -44,7 +44,8 @@ def test_a_promise_is_waited_for_until_it_is_kept_or_the_time_is_up():
     kept, forgotten, early = Promise(), Promise(), Promise()
 
     async def waiter(name, promise, until_s):
-        found = await clock.wait(promise, until_s=until_s)
+        clock.give_up(promise, at_s=until_s)
+        found = await clock.wait(promise)
         seen.append((name, clock.now_s(), found))
 
     async def keeper():
@@ -71,7 +72,7 @@ def test_what_fails_ends_the_run_and_close_ends_the_others():
 
     async def stays():
         try:
-            await clock.wait(Promise(), until_s=9.0)
+            await clock.wait(Promise())
         finally:
             ended.append(clock.now_s())
 
