@@ -221,7 +221,7 @@ class EdgeWorker:
             up = link.deliver_up(now_s, size)
             request.attempts += 1
             request.up_bytes += size
-            queued_s, transmission_s, propagation_s, loss_s, arrives_at_s = up
+            queued_s, transmission_s, _, loss_s, arrives_at_s = up
             late = arrives_at_s > last_s
             stages = _cut_off(up, last_s - now_s) if late else up
             request.up_queue_s += stages[0]

@@ -36,9 +36,9 @@ PORT = 9000
 # One packet: with a larger bucket the kernel sends a burst at line speed first (20 % off with 32 kB). A little more,
 # because a full bucket overflows while the kernel's timer is late, by 18 us a packet: 1.8 % at 12 Mbit/s.
 BUCKET_BYTES = PACKET_BYTES + 150
-# A busy machine's timer is late and never early: the fastest of several runs says most of the kernel's own pace, quarter
-# by quarter, because a whole run may never be left alone. A quarter that begins with a late packet is too fast by at
-# most what the bucket holds beside a packet, which is 0.4 % of it.
+# A busy machine's timer is late and never early: the fastest of several runs says most of the kernel's pace. Quarter
+# by quarter, because a whole run may never be left alone; one that begins with a late packet is too fast by at most
+# what the bucket holds beside a packet, which is 0.4 % of it.
 RUNS, MOST_RUNS, QUARTERS = 3, 80, (0, 25, 50, 75, PACKETS - 1)
 # Linux's numbers; Python 3.11 has no names for them.
 CLONE_NEWNET = 0x40000000
@@ -165,7 +165,7 @@ def test_a_burst_of_packets_takes_as_long_as_in_the_kernel(namespaces, sockets, 
 
 def fastest_s(runs_s: list[list[float]]) -> float:
     """Of each quarter the fastest."""
-    return sum(map(min, zip(*runs_s, strict=True)))
+    return sum(min(each[quarter] for each in runs_s) for quarter in range(len(QUARTERS) - 1))
 
 
 def test_a_delay_is_the_kernels_delay(namespaces, sockets):
