@@ -1,6 +1,6 @@
 """One process's part of a run: sends its share of the schedule, judges the answers, counts, and tells what it did.
 
-Knows gevent and no Locust: what starts it, stops it and merges its counts is somebody else (loadtests/experiment.py).
+Knows gevent and no Locust: what starts it, stops it and merges its counts is somebody else (loadtests/conductor.py).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import loadtests
 from tests.architecture.test_import_direction import imported_by
 
 # Locustfiles and what they inherit from: importing Locust patches the process.
-RIM = {"experiment"} | {
+RIM = {"experiment", "conductor"} | {
     file.stem for file in Path(loadtests.__path__[0]).glob("*.py") if "loadtests.experiment" in file.read_text()
 }
 MODULES = {module.name for module in pkgutil.iter_modules(loadtests.__path__)}
