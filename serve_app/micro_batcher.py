@@ -354,16 +354,11 @@ class MicroBatcher(Generic[PayloadT, StagedT, ResultT]):
                 item.waiter.set_result(
                     Served(result=result, queue_s=queue_s, prepare_s=prepare_s, run_s=run_s, batch_samples=samples)
                 )
-        self._on_batch(
-            BatchReport(
-                key=key,
-                items=len(good),
-                samples=samples,
-                queue_delays_s=delays_s,
-                prepare_s=prepare_s,
-                run_s=run_s,
-            )
+        report = BatchReport(
+            key=key, items=len(good), samples=samples, queue_delays_s=delays_s, prepare_s=prepare_s, run_s=run_s
         )
+        # Behind those who wait for their answers.
+        loop.call_soon(self._on_batch, report)
 
     def _break(self, error: BaseException, batch: list[Item]) -> None:
         """The device is lost: everybody gets the error, and whoever owns the process ends it."""

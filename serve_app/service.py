@@ -219,7 +219,11 @@ class InferenceService:
         return await asyncio.get_running_loop().run_in_executor(self._answer_thread, work)
 
     def finish(self, call: Call, *, status: int, error: str | None) -> None:
-        """Tell the observers how the request ended."""
+        """Tell the observers how the request ended, in the event loop's next turn: the answer goes first."""
+        total_s = self.now_s() - call.started_s
+        asyncio.get_running_loop().call_soon(self._tell, call, status, error, total_s)
+
+    def _tell(self, call: Call, status: int, error: str | None, total_s: float) -> None:
         self._observers.request_done(
             RequestFacts(
                 request_id=call.request_id,
@@ -232,7 +236,7 @@ class InferenceService:
                 bytes_in=call.bytes_in,
                 status=status,
                 error=error,
-                total_s=self.now_s() - call.started_s,
+                total_s=total_s,
                 timings_s=call.timings_s,
             )
         )

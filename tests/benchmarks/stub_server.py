@@ -11,6 +11,8 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
+from tests.patience import PATIENCE_S
+
 
 @dataclass(kw_only=True)
 class Stub:
@@ -109,7 +111,7 @@ def stub_server(answer: Answer, *, port: int = 0, body_timeout_s: float | None =
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()
     try:
-        assert ready.wait(10)
+        assert ready.wait(PATIENCE_S)
         yield stub
     finally:
         loop.call_soon_threadsafe(stop.set)

@@ -180,12 +180,12 @@ def test_a_server_that_was_away_is_asked_again_by_as_many_as_before():
         # For as long as nobody listens, connections are refused.
         time.sleep(0.1)
         with stub_server(rendezvous, port=first.address[1]):
-            assert asked.wait(10)
+            assert asked.wait(PATIENCE_S)
 
     thread = threading.Thread(target=serve_twice)
     thread.start()
     try:
-        assert begun.wait(5)
+        assert begun.wait(PATIENCE_S)
         result = closed_loop(addresses[0], REQUESTS, concurrency=8, seconds=1.0)
     finally:
         asked.set()

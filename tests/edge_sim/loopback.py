@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from aiohttp import web
 
 from edge_sim.transport import Request, Response
+from tests.patience import PATIENCE_S
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -39,7 +40,7 @@ def http_server(handler: Handler, *, tls: ssl.SSLContext | None = None) -> Itera
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()
     try:
-        assert ready.wait(10)
+        assert ready.wait(PATIENCE_S)
         yield started[0]
     finally:
         loop.call_soon_threadsafe(stop.set)

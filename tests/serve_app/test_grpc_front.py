@@ -132,7 +132,7 @@ def test_a_stream_holds_no_more_than_its_window_and_gives_its_places_back_when_g
     gate = threading.Event()
 
     def hold() -> None:
-        gate.wait(10)
+        gate.wait(PATIENCE_S)
 
     runner = TinyRunner(on_run=hold)
     read: list[int] = []

@@ -30,7 +30,7 @@ class Doubles:
 
     def run(self, key, staged):
         self.running.release()
-        assert self.gate.wait(10)
+        assert self.gate.wait(PATIENCE_S)
         self.ran.append((key, list(staged)))
         if "lost" in staged:
             raise StickyDeviceError("the device is gone")
@@ -247,6 +247,18 @@ def test_the_expected_wait_is_the_rest_of_what_runs_and_all_that_is_more_urgent(
         batcher.close()
 
     asyncio.run(asyncio.wait_for(run(), PATIENCE_S))
+
+
+def test_who_waits_goes_on_before_its_batch_is_counted():
+    order = []
+
+    @scene(on_batch=lambda report: order.append("counted"))
+    async def play(batcher, doubles):
+        await batcher.submit("k", 1)
+        order.append("answered")
+        await asyncio.sleep(0)
+
+    assert order == ["answered", "counted"]
 
 
 def test_batches_are_reported_with_every_delay():
