@@ -64,16 +64,10 @@ def main() -> int:
         measured = undisturbed.measure(
             "overload", lambda: overload_of(server, address, path, frames, requests, seconds=options.seconds)
         )
-        print("half-sent bodies ...", file=sys.stderr)
         honest_rate = HONEST_SHARE * measured.capacity_per_s
-        load = OpenLoopProcess(address, path, frames, rate_per_s=honest_rate, seconds=15, deadline_ms=1000, seed=2)
-        # The generator needs a second or two to begin.
-        time.sleep(6)
-        allow_open_files(HALF_SENT + 200)
-        with half_sent(address, requests, connections=HALF_SENT) as held:
-            honest = load.result()
-            summary = held.summary()
-        print(summary)
+        honest = undisturbed.measure(
+            "half-sent", lambda: honest_beside_half_sent(address, path, frames, requests, rate_per_s=honest_rate)
+        )
     print(f"the tail: {PRECISION}, compiled")
     _print_seconds("overload", measured.overload)
     _print_seconds("half-sent", honest)
@@ -127,6 +121,21 @@ def overload_of(
     overload = load.result()
     print("the capacity again ...", file=sys.stderr)
     return Overloaded(before_per_s=before, overload=overload, growth_share=growth, after_per_s=capacity_per_s())
+
+
+def honest_beside_half_sent(
+    address: tuple[str, int], path: str, frames: list[bytes], requests: list[bytes], *, rate_per_s: float
+) -> OpenLoopResult:
+    """Fifteen seconds of honest requests, and a thousand half bodies after the first few of them."""
+    print("half-sent bodies ...", file=sys.stderr)
+    load = OpenLoopProcess(address, path, frames, rate_per_s=rate_per_s, seconds=15, deadline_ms=1000, seed=2)
+    # The generator needs a second or two to begin.
+    time.sleep(6)
+    allow_open_files(HALF_SENT + 200)
+    with half_sent(address, requests, connections=HALF_SENT) as held:
+        honest = load.result()
+        print(held.summary())
+    return honest
 
 
 def largest_batch(frames: list[bytes]) -> tuple[int, float]:
