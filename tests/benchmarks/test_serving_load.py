@@ -106,7 +106,7 @@ def test_every_request_is_counted_once_and_by_its_status():
     assert statuses[200] == pytest.approx(2 * statuses[503], abs=6)
     assert len(result.latencies_s(503)) == statuses[503]
     assert result.rate_per_s() == statuses[200] / result.wall_s
-    assert 0.3 <= result.wall_s < 0.6
+    assert 0.3 <= result.wall_s < PATIENCE_S
     assert 0 < result.own_cpu_s <= result.wall_s + 0.1
 
 
@@ -251,17 +251,23 @@ def test_the_open_loop_measures_from_the_intended_start_so_that_a_stall_shows():
     assert result.statuses() == {200: 100}
     by_service = sum(each.service_s > 0.1 for each in result.outcomes)
     by_latency = sum(each.latency_s > 0.1 for each in result.outcomes)
-    assert by_service == 1, "a generator that measures from the actual start sees one slow request"
+    # A busy machine may stall as well: each time one request, and those that come meanwhile.
+    assert 1 <= by_service <= by_latency / 5, "a generator that measures from the actual start sees one slow request"
     assert by_latency >= 15, "twenty users came while the server stalled, and waited more than 0.1 s"
     assert np.allclose(sorted(each.intended_s for each in result.outcomes), arrivals_s)
 
 
 def test_the_open_loop_sends_whatever_the_server_does_within_its_connections():
+    async def all_at_once(stub: Stub) -> Reply:
+        while stub.most_in_flight < 30:
+            await asyncio.sleep(0.01)
+        return Reply()
+
     async def slow(stub: Stub) -> Reply:
         await asyncio.sleep(0.15)
         return Reply()
 
-    with stub_server(slow) as stub:
+    with stub_server(all_at_once) as stub:
         free = open_loop(stub.address, REQUESTS, arrivals_s=np.arange(30) / 1000, connections=64)
         assert stub.most_in_flight == 30, "nobody waits for an answer to somebody else"
     with stub_server(slow) as stub:

@@ -157,11 +157,8 @@ def test_a_stream_holds_no_more_than_its_window_and_gives_its_places_back_when_g
         gate.set()
         assert (await first).status == 200
         await replies.aclose()
-        for _ in range(200):
-            if service.pending == 0:
-                break
+        while service.pending:
             await asyncio.sleep(0.01)
-        assert service.pending == 0
         service.close()
 
     asyncio.run(asyncio.wait_for(play(), PATIENCE_S))
@@ -185,6 +182,8 @@ def test_a_client_that_sends_and_never_reads_is_read_no_further_than_its_window(
         await asyncio.sleep(0.05)
         assert len(read) == MAX_IN_FLIGHT + 1
         assert (await anext(replies)).status == 200
+        while len(read) < MAX_IN_FLIGHT + 2:
+            await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)
         assert len(read) == MAX_IN_FLIGHT + 2
         await replies.aclose()

@@ -179,7 +179,8 @@ def test_an_idle_model_lingers_for_company_but_not_when_the_batch_is_full():
     @scene(max_batch_samples=3, linger_ms=100)
     async def play(batcher, doubles):
         waiting = [submit(batcher, n) for n in range(2)]
-        await asyncio.sleep(0.005)
+        for _ in range(10):
+            await asyncio.sleep(0)
         assert (batcher.waiting, batcher.in_flight) == (2, 0)
         waiting.append(submit(batcher, 2))
         await asyncio.sleep(0)
