@@ -254,8 +254,10 @@ class InferenceService:
                 raise RuntimeError(f"{what} {age_s:.0f} s")
 
     async def drain(self) -> None:
-        """Return when everything that waits is answered."""
+        """Return when everything that waits is answered and counted."""
         await self._batcher.drain()
+        # Counting has its turn behind the answers, and holds the model until then.
+        await asyncio.sleep(0)
 
     def close(self) -> None:
         """Let the threads end after what they do now."""

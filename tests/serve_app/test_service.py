@@ -177,6 +177,25 @@ def test_empty_rows_that_ran_are_told_to_observers():
     assert [(facts.samples, facts.bucket) for facts in seen] == [(5, 8)]
 
 
+def test_who_drains_a_service_waits_until_all_is_counted():
+    """Else weights that retire are still held by it, and their memory is given back only with the next ones."""
+    service = InferenceService(TinyRunner())
+    frame = frame_of(one_hot_features(1))
+    counted = []
+    service._observers.request_done = counted.append
+    service._observers.batch_done = counted.append
+
+    async def play():
+        call = Call(protocol="http", started_s=service.now_s())
+        await service.answer_frame(frame, call, as_logits=False, top_k=1)
+        service.finish(call, status=200, error=None)
+        await service.drain()
+        assert [type(each).__name__ for each in counted] == ["BatchFacts", "RequestFacts"]
+
+    asyncio.run(asyncio.wait_for(play(), PATIENCE_S))
+    service.close()
+
+
 def test_answers_that_are_being_put_together_when_the_service_closes_are_given():
     busy = threading.Event()
     service = InferenceService(TinyRunner())
