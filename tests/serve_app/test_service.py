@@ -179,18 +179,27 @@ def test_empty_rows_that_ran_are_told_to_observers():
 
 def test_who_drains_a_service_waits_until_all_is_counted():
     """Else weights that retire are still held by it, and their memory is given back only with the next ones."""
-    service = InferenceService(TinyRunner())
-    frame = frame_of(one_hot_features(1))
     counted = []
-    service._observers.request_done = counted.append
-    service._observers.batch_done = counted.append
+
+    class Counts:
+        def batch_done(self, facts):
+            counted.append("batch")
+
+        def request_done(self, facts):
+            counted.append("request")
+
+    service = InferenceService(TinyRunner(), observers=Observers([Counts()]))
+    frame = frame_of(one_hot_features(1))
 
     async def play():
         call = Call(protocol="http", started_s=service.now_s())
         await service.answer_frame(frame, call, as_logits=False, top_k=1)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert counted == ["batch"]
         service.finish(call, status=200, error=None)
         await service.drain()
-        assert [type(each).__name__ for each in counted] == ["BatchFacts", "RequestFacts"]
+        assert counted == ["batch", "request"]
 
     asyncio.run(asyncio.wait_for(play(), PATIENCE_S))
     service.close()
