@@ -110,13 +110,8 @@ class PowerMeter:
         new_s = until_s - from_s
         if new_s <= 0:
             return 0.0
-        # Most of it lies behind all others, or overlaps the last ones.
-        if not paid or paid[-1][1] < from_s:
-            paid.append((from_s, until_s))
-            if len(paid) > _MOST_SPANS:
-                del paid[: _MOST_SPANS // 2]
-            return new_s
         at = len(paid)
+        # Most of it lies behind all others, or overlaps the last ones.
         while at and paid[at - 1][1] >= from_s:
             at -= 1
         end = at

@@ -244,7 +244,7 @@ class ServerModel:
         replica.pending -= len(batch)
         replica.running = []
         for each in batch:
-            if each.promise.waiter is None or clock.now_s() + each.back_s > each.deadline_s:
+            if not clock.is_waited_for(each.promise) or clock.now_s() + each.back_s > each.deadline_s:
                 # Whoever asked gave up, or will before the answer is back.
                 continue
             queue_s = began_s - each.arrived_s

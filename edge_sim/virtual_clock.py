@@ -16,12 +16,11 @@ from typing import Any
 class Promise:
     """Something that one coroutine waits for and another one brings."""
 
-    __slots__ = ("kept", "value", "waiter")
+    __slots__ = ("kept", "value")
 
     def __init__(self) -> None:
         self.kept = False
         self.value: Any = None
-        self.waiter: Coroutine[Any, Any, None] | None = None
 
 
 class VirtualClock:
@@ -35,7 +34,7 @@ class VirtualClock:
         self._now_s = 0.0
         self._events: list[tuple[float, int, Callable[[Any], None], Any]] = []
         self._asked = 0
-        self._waited_for: set[Promise] = set()
+        self._waiting: dict[Promise, Coroutine[Any, Any, None]] = {}
 
     def now_s(self) -> float:
         """The moment of the event that runs."""
@@ -62,17 +61,20 @@ class VirtualClock:
         """Whether the promise was kept; returns as soon as it is, or as `give_up` says."""
         return _held(promise)
 
+    def is_waited_for(self, promise: Promise) -> bool:
+        """Whether somebody still waits."""
+        return promise in self._waiting
+
     def give_up(self, promise: Promise, *, at_s: float) -> None:
         """Whoever still waits then waits no more. For whoever knows that it may come to this: most promises are kept,
-        and an event for each would be a tenth of what a simulated request costs."""
+        and an event for each would be one of the eight that a simulated request costs."""
         self.at(at_s, self._give_up, promise)
 
     def keep(self, promise: Promise, value: Any, *, after_s: float = 0.0) -> None:
         """Bring what was promised; nobody need wait any more. Whoever does already goes on after `after_s` seconds."""
         promise.kept, promise.value = True, value
-        waiter, promise.waiter = promise.waiter, None
+        waiter = self._waiting.pop(promise, None)
         if waiter is not None:
-            self._waited_for.remove(promise)
             self.at(self._now_s + after_s, self._resume, waiter)
 
     def run(self, *, until_s: float = float("inf")) -> None:
@@ -88,10 +90,8 @@ class VirtualClock:
         for _, _, call, argument in events:
             if call == self._resume:
                 argument.close()
-        waited_for, self._waited_for = self._waited_for, set()
-        for promise in waited_for:
-            if promise.waiter is not None:
-                promise.waiter.close()
+        while self._waiting:
+            self._waiting.popitem()[1].close()
 
     def _resume(self, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -99,15 +99,13 @@ class VirtualClock:
         except StopIteration:
             return
         if type(wish) is Promise:
-            wish.waiter = work
-            self._waited_for.add(wish)
+            self._waiting[wish] = work
         else:
             self.at(wish, self._resume, work)
 
     def _give_up(self, promise: Promise) -> None:
-        waiter, promise.waiter = promise.waiter, None
+        waiter = self._waiting.pop(promise, None)
         if waiter is not None:
-            self._waited_for.remove(promise)
             self._resume(waiter)
 
 

@@ -36,6 +36,7 @@ from split_inference.codec_profile import CodecProfile
 from split_inference.feature_codec import FeatureCodec
 from split_inference.wire import FeatureFrame, decode_frame, encode_frame
 from tests.benchmarks.stub_server import Reply, Stub, stub_server
+from tests.integration.processes import wait_for
 from tests.patience import PATIENCE_S
 
 REQUESTS = [request_bytes("stub", "/p", bytes([index]) * 30_000, media_type="x/y") for index in range(3)]
@@ -176,7 +177,7 @@ def test_a_server_that_was_away_is_asked_again_by_as_many_as_before():
         with stub_server(at_once) as first:
             addresses.append(first.address)
             begun.set()
-            until(lambda: first.received > 20)
+            wait_for(lambda: first.received > 20, why="nobody asks")
         # For as long as nobody listens, connections are refused.
         time.sleep(0.1)
         with stub_server(rendezvous, port=first.address[1]):
@@ -373,12 +374,12 @@ def test_wrong_arguments_are_refused_in_one_line(arguments, capsys):
 def test_half_sent_requests_stop_exactly_in_the_middle_of_the_body():
     with stub_server(at_once) as stub:
         with half_sent(stub.address, REQUESTS, connections=50) as held:
-            until(lambda: stub.connections == 50)
+            wait_for(lambda: stub.connections == 50, why="not all have connected")
             assert held.open_now == 50
             # Others are served meanwhile.
             other = closed_loop(stub.address, REQUESTS, concurrency=1, seconds=0.05)
         assert other.statuses().keys() == {200}
-        until(lambda: len(stub.partial) == 50)
+        wait_for(lambda: len(stub.partial) == 50, why="not all halves have come")
     whole = [request.partition(b"\r\n\r\n")[2] for request in REQUESTS]
     assert [length for length, _ in stub.partial] == [30_000] * 50
     assert {body for _, body in stub.partial} == {body[:15_000] for body in whole}
@@ -388,7 +389,7 @@ def test_half_sent_requests_stop_exactly_in_the_middle_of_the_body():
 
 def test_how_each_half_sent_request_ended_is_reported():
     with stub_server(at_once, body_timeout_s=0.3) as stub, half_sent(stub.address, REQUESTS, connections=40) as held:
-        until(lambda: held.open_now == 0)
+        wait_for(lambda: held.open_now == 0, why="some are still open")
     found = held.summary()
     assert (found.connections, found.opened, found.closed, found.statuses) == (40, 40, 40, {408: 40})
     assert found.first_end_s is not None
@@ -462,10 +463,3 @@ def test_processes_that_are_gone_are_left_out():
     with subprocess.Popen([sys.executable, "-c", ""]) as child:
         child.wait()
     assert of({child.pid, os.getpid()}).keys() == {os.getpid()}
-
-
-def until(what, timeout_s: float = PATIENCE_S) -> None:
-    end_s = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < end_s
-        time.sleep(0.005)

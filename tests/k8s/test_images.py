@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.processes import wait_for
 from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,9 +100,7 @@ def upload(tmp_path, **environment):
     )
     # Until its trap is set: it starts a sleep right before.
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not children.read_text().strip() and time.monotonic() < deadline_s:
-        time.sleep(0.05)
+    wait_for(lambda: children.read_text().strip(), why="no child")
     time.sleep(0.5)
     process.send_signal(signal.SIGTERM)
     try:
