@@ -1,4 +1,7 @@
-"""Who gets in: how many requests, and how many bytes of them, a replica holds, in all and of each client.
+"""Who gets in: how many requests, bytes of them and streams a replica holds, in all and of each client.
+
+Of a client's share, bytes count from their announcement; of what all hold together, when they are here: what is only
+announced takes no memory, and would be a way to keep others out.
 
 Knows counts, rates and ages. Knows no HTTP, no Ray and no model; the clock is an argument. Used from one event loop, so
 that plain numbers are enough.
@@ -32,6 +35,7 @@ class _Use:
     places: int = 0
     bytes: int = 0
     reading: int = 0
+    streams: int = 0
     tokens: float = 0.0
     """Left in the bucket: requests that may come at once."""
     filled_s: float = 0.0
@@ -45,6 +49,8 @@ class Ticket:
     entered_s: float
     holder: object
     """What will answer it."""
+    bytes: int = 0
+    """Of its body, that are here."""
     is_reading: bool = False
 
 
@@ -56,13 +62,14 @@ class Admission:
         self._now_s = now_s
         self._reading = 0
         self._bytes = 0
+        self._streams = 0
         # A dict keeps the order of insertion, so that the first ticket is the oldest.
         self._tickets: dict[int, Ticket] = {}
         self._uses: dict[str, _Use] = {}
 
     @contextmanager
     def enter(self, *, body_bytes: int, client: Client = ANONYMOUS, holder: object = None) -> Iterator[Ticket]:
-        """Hold a place for a body of at most `body_bytes`, until `holder` has answered.
+        """Hold a place until `holder` has answered. The body may have `body_bytes`; `arrived` is told what comes of it.
 
         Raises OverShareError where this client has used up its own part, OverloadedError where nothing is left.
         """
@@ -83,23 +90,54 @@ class Admission:
                 f"{client.name} has {use.bytes} bytes here, and with this its share is used up; send it again later",
                 retry_after_s=_SHARE_RETRY_AFTER_S,
             )
-        if self._bytes + body_bytes > limits.max_pending_bytes:
-            raise OverloadedError(f"{self._bytes} bytes are waiting here; send it again later")
+        self._refuse_too_many_bytes(body_bytes)
         # Last, because it takes something away.
         self._take_from_bucket(client, use)
         ticket = Ticket(client=client, entered_s=self._now_s(), holder=holder)
         self._tickets[id(ticket)] = ticket
-        self._bytes += body_bytes
         use.places += 1
         use.bytes += body_bytes
         try:
             yield ticket
         finally:
             self.has_read(ticket)
-            self._bytes -= body_bytes
+            self._bytes -= ticket.bytes
             use.places -= 1
             use.bytes -= body_bytes
             del self._tickets[id(ticket)]
+
+    def arrived(self, ticket: Ticket, count: int) -> None:
+        """So many more bytes of its body are here. Raises OverloadedError where all bodies together are too large."""
+        self._refuse_too_many_bytes(count)
+        ticket.bytes += count
+        self._bytes += count
+
+    def _refuse_too_many_bytes(self, more: int) -> None:
+        if self._bytes + more > self._limits.max_pending_bytes:
+            raise OverloadedError(f"{self._bytes} bytes are waiting here; send it again later")
+
+    @contextmanager
+    def stream(self, client: Client) -> Iterator[None]:
+        """Hold one of the streams, whose frames need places of their own.
+
+        Raises OverShareError where this client has as many as it may, OverloadedError where all have.
+        """
+        use = self._use_of(client)
+        allowed = max(1, math.floor(self._limits.max_streams * client.share + _ROUNDING))
+        if self._streams >= self._limits.max_streams:
+            raise OverloadedError(f"{self._streams} streams are open here; come again later")
+        if use.streams >= allowed:
+            raise OverShareError(
+                f"{client.name} has {use.streams} streams here, which is its share; come again later",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        self._streams += 1
+        use.streams += 1
+        try:
+            yield
+        finally:
+            self._streams -= 1
+            use.streams -= 1
 
     def reading(self, ticket: Ticket) -> None:
         """The body did not come with its headers. Raises OverShareError or OverloadedError where too many do that."""
@@ -114,7 +152,7 @@ class Admission:
                 "send it again later",
                 retry_after_s=_RETRY_AFTER_S,
             )
-        if self._reading >= limits.max_unread_requests:
+        if self._reading >= limits.most_unread:
             raise OverloadedError(f"{self._reading} bodies are still arriving here; send it again later")
         ticket.is_reading = True
         use.reading += 1

@@ -5,6 +5,7 @@ Pure arithmetic; knows no torch.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,8 @@ class BatchPlan:
         self._seconds = dict(sorted(seconds.items()))
         self._best_s: list[float] = [0.0]
         self._first: list[int] = [0]
+        # Batches are staged in one thread, run in another one and counted in a third.
+        self._extending = threading.Lock()
 
     def expected_s(self, rows: int) -> float:
         """Seconds of the cheapest division."""
@@ -61,9 +64,11 @@ class BatchPlan:
         return max((chunk.start + chunk.bucket for chunk in self.chunks(rows)), default=0)
 
     def _extend(self, rows: int) -> None:
-        for count in range(len(self._best_s), rows + 1):
-            cost_s, bucket = min(
-                (seconds + self._best_s[max(0, count - bucket)], -bucket) for bucket, seconds in self._seconds.items()
-            )
-            self._best_s.append(cost_s)
-            self._first.append(-bucket)
+        with self._extending:
+            for count in range(len(self._best_s), rows + 1):
+                cost_s, bucket = min(
+                    (seconds + self._best_s[max(0, count - bucket)], -bucket)
+                    for bucket, seconds in self._seconds.items()
+                )
+                self._best_s.append(cost_s)
+                self._first.append(-bucket)

@@ -19,6 +19,9 @@ from typing import Any
 DEFAULT_PATIENCE_S = 1.0
 # How fast estimates follow the machine: after 5 batches two thirds of a change are seen.
 _LEARNING_RATE = 0.2
+# A batch during which the machine stood still says nothing of the next one: it counts as one that took so many times as
+# long as expected. A machine that did become slower is believed a few batches later.
+_MOST_SURPRISE = 4.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,10 +61,14 @@ class Item:
 
 
 class CostModel:
-    """Seconds that a batch takes, by key and number of samples: measured when warming up, and followed ever after."""
+    """Seconds that a batch takes, by key and number of samples: measured when warming up, and followed ever after.
+
+    The first batch of a size may have been cold: the second one replaces it where it took less.
+    """
 
     def __init__(self) -> None:
         self._seconds: dict[Hashable, dict[int, float]] = {}
+        self._seen_once: set[tuple[Hashable, int]] = set()
 
     def learn(self, key: Hashable, samples: int, seconds: float) -> None:
         """A batch of `samples` took `seconds`."""
@@ -71,9 +78,13 @@ class CostModel:
         if expected_s > 0:
             # By how much this very size was wrong: in proportion to its rows a batch of 9 would make one of 16 look as
             # if it paid twice for what each batch pays once.
-            known[size] *= 1 + _LEARNING_RATE * (seconds / expected_s - 1)
+            surprise = min(seconds / expected_s, _MOST_SURPRISE)
+            is_second = (key, size) in self._seen_once
+            self._seen_once.discard((key, size))
+            known[size] *= surprise if is_second and surprise < 1 else 1 + _LEARNING_RATE * (surprise - 1)
         else:
             known[size] = seconds * size / samples
+            self._seen_once.add((key, size))
 
     def batch_s(self, key: Hashable, samples: int) -> float:
         """Expected seconds of a batch; 0 where nothing is known yet, so that an unknown key is let in and learnt."""
@@ -150,6 +161,8 @@ class BatchQueue:
             item.cancelled = True
             if item.waits:
                 self._queues[item.key].samples -= item.samples
+                # Its place in the heap may stay for long, and its features are megabytes that nobody counts any more.
+                item.payload = None
 
     def most_urgent(self) -> Item | None:
         """The item that the next batch is made around; cancelled ones are forgotten on the way."""

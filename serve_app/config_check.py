@@ -21,12 +21,15 @@ from typing import Any, NoReturn
 
 from pydantic import BaseModel, ValidationError
 
-from serve_app.settings import AppSettings, CatalogSettings, LiveSettings
+from serve_app.settings import SLOTS, AppSettings, CatalogSettings, LiveSettings
 from serve_app.tokens import TokenBook
 from split_inference.errors import ConfigError, UsageError, WireError
 from split_inference.model_uri import parse_uri
 from split_inference.settings import dotted, first_problem, known_keys, settings_model, unknown_key
 from split_inference.yaml_lines import Place, YamlFile, read_yaml
+
+# Ray Serve's own default, where grpc_options names none.
+_GRPC_PORT = 9000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,8 +87,14 @@ class _Check:
             self._validate(ServeDeploySchema, data, ())
         applications = tuple(self._application(index, app) for index, app in enumerate(data["applications"]))
         self._check_catalogues(applications)
+        grpc = data.get("grpc_options") or {}
+        asks_grpc = bool(grpc.get("grpc_servicer_functions"))
+        for index, app in enumerate(applications):
+            self._check_slots(("applications", index), data["applications"][index], app.settings, asks_grpc=asks_grpc)
         if port_free:
             self._check_ports(host, port, haproxy=haproxy)
+            if asks_grpc:
+                self._check_grpc(host, grpc.get("port", _GRPC_PORT), applications, haproxy=haproxy)
         loaded = dict(self._load(app) for app in applications if _is_model(app)) if load else {}
         return CheckedConfig(path=self._file.path, host=host, port=port, applications=applications, loaded=loaded)
 
@@ -322,6 +331,33 @@ class _Check:
                 self._refuse((), f"environment variable {name} has to be a number, got {text!r}")
             self._check_port((), "0.0.0.0", int(text), f"HAProxy needs it too; set {name} to another one")
 
+    def _check_grpc(self, host: str, port: int, applications: tuple[CheckedApplication, ...], *, haproxy: bool) -> None:
+        if not haproxy and _is_loopback(host):
+            for app in applications:
+                if isinstance(app.settings, AppSettings) and app.settings.auth.mode == "none":
+                    self._refuse(
+                        ("grpc_options",),
+                        f"Serve's own proxy listens for gRPC on every interface, not only on {host}, and {app.name} "
+                        "has no auth: serve through HAProxy, or write auth.mode: token",
+                    )
+        where = host if haproxy else "0.0.0.0"
+        self._check_port(("grpc_options", "port"), where, port, "stop what listens there, or write another port")
+
+    def _check_slots(self, place: Place, app: dict[str, Any], settings: object, *, asks_grpc: bool) -> None:
+        """Ours has to be the limit that is reached first: Serve's refusal says neither why nor when to come again."""
+        if not isinstance(settings, AppSettings):
+            return
+        limits = settings.limits
+        slots = min((each.get("max_ongoing_requests", SLOTS) for each in app.get("deployments", [])), default=SLOTS)
+        needed = limits.max_pending_requests + (limits.max_streams if asks_grpc else 0)
+        if needed >= slots:
+            streams = f" and max_streams ({limits.max_streams})" if asks_grpc else ""
+            self._refuse(
+                (*place, "args", "limits"),
+                f"max_pending_requests ({limits.max_pending_requests}){streams} have to be fewer than the deployment's "
+                f"max_ongoing_requests ({slots})",
+            )
+
     def _check_port(self, place: Place, host: str, port: int, advice: str) -> None:
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -353,6 +389,10 @@ class _Check:
 
 def _is_model(app: CheckedApplication) -> bool:
     return isinstance(app.settings, AppSettings)
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or host.startswith("127.") or host == "::1"
 
 
 def _args_model(builder: object) -> type[BaseModel] | None:

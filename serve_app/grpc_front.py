@@ -7,6 +7,7 @@ metadata come as pairs, statuses go out as gRPC's names, and whoever serves maps
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from serve_app.ingress import DEFAULT_TOP_K, MAX_BUDGET_MS, MAX_TOP_K, RETRIABLE
 from serve_app.request_context import request_id_of, trace_context
 from serve_app.service import Call, InferenceService
 from serve_app.tokens import Client, TokenBook
-from split_inference.errors import MalformedInputError, TooLargeError, WireError
+from split_inference.errors import MalformedInputError, SlowSenderError, TooLargeError, WireError
 from split_inference.grpc.inference_pb2 import FrameReply, FrameRequest
 from split_inference.wire import encode_reply
 
@@ -74,25 +75,49 @@ class GrpcFront:
     ) -> AsyncGenerator[FrameReply]:
         """Answers as they come, each with its request's sequence number; a bad frame ends nothing but itself.
 
-        At most MAX_IN_FLIGHT are under way. When the stream is given up, so is all that waits for it.
+        At most MAX_IN_FLIGHT are under way. When the stream is given up, so is all that waits for it. One in which
+        nothing comes and nothing runs for `stream_idle_s` is ended, with a last reply that says so.
         """
         texts = _texts(metadata)
+        try:
+            # Before anything is read: not even a silent stream stays open without a token.
+            client = self._tokens.client_of(texts.get("authorization"))
+            with self._service.admission.stream(client):
+                async with contextlib.aclosing(self._stream(requests, texts)) as replies:
+                    async for reply in replies:
+                        yield reply
+        except WireError as error:
+            call = Call(protocol="grpc", started_s=self._service.now_s(), request_id=_request_id("", texts))
+            outcome = _refused(error, FrameRequest(), call)
+            self._service.finish(call, status=outcome.reply.status, error=outcome.reply.error)
+            yield outcome.reply
+
+    async def _stream(
+        self, requests: AsyncIterator[FrameRequest], texts: Mapping[str, str]
+    ) -> AsyncGenerator[FrameReply]:
+        """Raises SlowSenderError where the stream was idle for too long."""
+        idle_s, now_s = self._service.limits.stream_idle_s, self._service.now_s
+        active_s = now_s()
         done: asyncio.Queue[FrameReply | None] = asyncio.Queue()
         room = asyncio.Semaphore(MAX_IN_FLIGHT)
         running: set[asyncio.Task[None]] = set()
 
         async def answer(request: FrameRequest) -> None:
+            nonlocal active_s
             try:
                 outcome = await self._answer(request, texts)
             except BaseException:
                 # Nobody takes what is not there.
                 room.release()
                 raise
+            active_s = now_s()
             done.put_nowait(outcome.reply)
 
         async def read() -> None:
+            nonlocal active_s
             try:
                 async for request in requests:
+                    active_s = now_s()
                     await room.acquire()
                     task = asyncio.create_task(answer(request))
                     running.add(task)
@@ -103,20 +128,23 @@ class GrpcFront:
                     await asyncio.wait(set(running))
                 done.put_nowait(None)
 
-        try:
-            self._tokens.client_of(texts.get("authorization"))
-        except WireError:
-            # Before anything is read: not even a silent stream stays open without a token.
-            yield (await self._answer(FrameRequest(), texts)).reply
-            return
+        async def end_when_idle() -> None:
+            while running or (left_s := active_s + idle_s - now_s()) > 0:
+                await asyncio.sleep(idle_s if running else left_s)
+            reader.cancel()
+
         reader = asyncio.create_task(read())
+        watcher = asyncio.create_task(end_when_idle())
         try:
             while (reply := await done.get()) is not None:
                 yield reply
                 # Not before it was taken: a client that never reads is read no further either.
                 room.release()
+            if reader.cancelled() or reader.cancelling():
+                raise SlowSenderError(f"nothing came in this stream for {idle_s:g} s")
             await reader
         finally:
+            watcher.cancel()
             reader.cancel()
             for task in set(running):
                 task.cancel()
@@ -128,7 +156,7 @@ class GrpcFront:
         call = Call(
             protocol="grpc",
             started_s=service.now_s(),
-            request_id=request_id_of(request.request_id or texts.get("x-request-id")),
+            request_id=_request_id(request.request_id, texts),
             trace_parent=trace.child().trace_parent if trace else None,
         )
         try:
@@ -157,7 +185,8 @@ async def _reply(service: InferenceService, request: FrameRequest, call: Call, c
     frame, limit = request.frame, service.limits.max_frame_bytes
     if len(frame) > limit:
         raise TooLargeError(f"the frame has {len(frame)} bytes; at most {limit} are taken here")
-    with service.enter(client, body_bytes=len(frame)):
+    with service.enter(client, body_bytes=len(frame)) as ticket:
+        service.admission.arrived(ticket, len(frame))
         reply = await service.answer_frame(frame, call, as_logits=request.logits, top_k=request.top_k or DEFAULT_TOP_K)
         return await service.put_together(lambda: encode_reply(reply), samples=call.samples)
 
@@ -185,6 +214,10 @@ def _outcome(status: int, error: str, reason: str, retry_ms: int, request: Frame
         code=CODE_OF.get(status, "UNKNOWN"),
         trailing=tuple(trailing),
     )
+
+
+def _request_id(own: str, texts: Mapping[str, str]) -> str:
+    return request_id_of(own or texts.get("x-request-id"))
 
 
 def _texts(metadata: Metadata) -> dict[str, str]:

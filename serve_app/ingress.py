@@ -199,7 +199,9 @@ class Ingress:
     async def _read(self, request: Request, ticket: Ticket, *, limit: int) -> bytes:
         watch = _BodyWatch(self._service.admission, ticket, timeout_s=self._limits.body_timeout_s)
         try:
-            body = await read_body(request, limit=limit)
+            body = await read_body(
+                request, limit=limit, arrived=lambda count: self._service.admission.arrived(ticket, count)
+            )
         except asyncio.CancelledError:
             if watch.reason is None:
                 raise
@@ -361,14 +363,18 @@ def announced_bytes(request: Request, *, limit: int) -> int:
     return int(announced)
 
 
-async def read_body(request: Request, *, limit: int) -> bytes:
-    """The body, given up as soon as it is longer than `limit`. Raises TooLargeError or ClientDisconnect."""
+async def read_body(request: Request, *, limit: int, arrived: Callable[[int], None] = lambda count: None) -> bytes:
+    """The body, given up as soon as it is longer than `limit`; `arrived` is told of each part, and may refuse it.
+
+    Raises TooLargeError or ClientDisconnect.
+    """
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
         if size > limit:
             raise TooLargeError(f"the body has more than {limit} bytes, which is the most that is taken here")
+        arrived(len(chunk))
         chunks.append(chunk)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 

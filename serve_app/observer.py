@@ -56,6 +56,10 @@ class RequestFacts:
     total_s: float
     timings_s: Mapping[str, float]
     """Stage -> seconds, such as read, parse, queue, decode, tail."""
+    input_wait_s: float = 0.0
+    """For the thread that reads images and large frames; part of a stage above."""
+    input_s: float = 0.0
+    """Of that thread; 0 where it was not needed."""
 
 
 class Observer(Protocol):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from split_inference.errors import ConfigError, SplitInferenceError
+from split_inference.wire import MAX_FRAME_BYTES
 
 FLAGS: Mapping[str, str] = {
     # Nothing about this machine is sent anywhere.
@@ -36,6 +37,8 @@ FLAGS: Mapping[str, str] = {
     # its own little by little: an idle raylet grew by a tenth in ten minutes, and not at all so. No request passes it.
     "RAY_JEMALLOC_PROFILE": "raylet",
     "RAY_JEMALLOC_CONF": "narenas:1,tcache:false",
+    # Serve takes messages of 2 GiB over gRPC, and reads each of them whole before anybody asks for a token.
+    "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(MAX_FRAME_BYTES + 2**16),
     # The deadlines of mobile requests lie between these.
     "RAY_SERVE_REQUEST_LATENCY_BUCKETS_MS": "1,2,3,5,7,10,15,20,30,50,75,100,200,500,1000,2000",
 }

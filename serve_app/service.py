@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from serve_app.admission import Admission, Ticket
 from serve_app.batching import DEFAULT_PATIENCE_S, BatchKey, CostModel
+from serve_app.input_thread import InputThread
 from serve_app.micro_batcher import BatchReport, MicroBatcher
 from serve_app.model_runner import ModelRunner, Payload
 from serve_app.observer import BatchFacts, Observers, Protocols, RequestFacts
@@ -42,6 +43,10 @@ PUNCTUAL_SHARE = 0.99
 CAUTION = 1.15
 # What lies outside of this process, between the sender's clock and ours: nobody here can measure it.
 OUTSIDE_S = 0.01
+# A request that only the estimate of its own batch keeps out is let in after so long without one of its kind, and at
+# most for a tenth of the model's time: else an estimate that a bad moment made too long would never be corrected.
+PROBE_AFTER_S = 1.0
+PROBE_SHARE = 0.1
 
 LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -65,6 +70,9 @@ class Call:
     batch_samples: int = 0
     """Samples of the batch that it ran in."""
     timings_s: dict[str, float] = field(default_factory=dict)
+    input_wait_s: float = 0.0
+    """For the thread that reads images and large frames, and below what it took there; 0 where it was not needed."""
+    input_s: float = 0.0
 
 
 class WaitMargin:
@@ -134,6 +142,9 @@ class InferenceService:
         self._observers = observers or Observers(())
         self._on_predictions = on_predictions
         self._margin = WaitMargin()
+        self._started_s = now_s()
+        self._let_in_s: dict[tuple[BatchKey, int], float] = {}
+        """By key and samples, when a request was let in last; there are as many as split points, codecs and sizes."""
         self._digest_prefix = bytes.fromhex(runner.digest)[:16]
         self._batcher: MicroBatcher[Payload, Any, NDArray[np.float32]] = MicroBatcher(
             runner,
@@ -148,8 +159,7 @@ class InferenceService:
             log=log,
         )
         # For images and large frames, so that reading one holds neither the model nor the event loop up.
-        self._input_thread = ThreadPoolExecutor(1, thread_name_prefix="input", initializer=thread_start)
-        self._reading_since_s: float | None = None
+        self._input_thread = InputThread(now_s=now_s, thread_start=thread_start)
         # And one for large answers, which must not wait behind an image.
         self._answer_thread = ThreadPoolExecutor(1, thread_name_prefix="answer", initializer=thread_start)
         self._is_closed = False
@@ -189,7 +199,7 @@ class InferenceService:
         if len(body) <= INLINE_PARSE_BYTES:
             frame = decode_frame(body)
         else:
-            frame = await self._in_input_thread(lambda: decode_frame(body))
+            frame = await self._in_input_thread(lambda: decode_frame(body), call)
         if frame.model_digest != self._digest_prefix:
             raise DigestMismatchError(self._digest_reason(frame.model_digest.hex()))
         self.runner.check(frame)
@@ -204,7 +214,7 @@ class InferenceService:
         """The reply to an encoded image or sound, from the whole model."""
         began_s = self.now_s()
         call.bytes_in = len(body)
-        inputs = await self._in_input_thread(lambda: self._preprocess(body, call))
+        inputs = await self._in_input_thread(lambda: self._preprocess(body, call), call)
         call.samples = len(inputs)
         call.timings_s["preprocess"] = self.now_s() - began_s
         return await self._run(self.runner.key_of(inputs), inputs, call, as_logits=as_logits, top_k=top_k)
@@ -238,16 +248,17 @@ class InferenceService:
                 error=error,
                 total_s=total_s,
                 timings_s=call.timings_s,
+                input_wait_s=call.input_wait_s,
+                input_s=call.input_s,
             )
         )
 
     def check_health(self) -> None:
         """Raise RuntimeError where the oldest request has waited too long, or what was begun for one that has left."""
-        reading_since_s = self._reading_since_s
         ages_s = {
             "the oldest request has waited": max(self.admission.oldest_age_s(), self._batcher.oldest_age_s()),
             "the model has run one batch for": self._batcher.running_s(),
-            "one input has been decoded for": 0.0 if reading_since_s is None else self.now_s() - reading_since_s,
+            "one input has been decoded for": self._input_thread.running_s(),
         }
         for what, age_s in ages_s.items():
             if age_s > self.limits.max_request_age_s:
@@ -263,7 +274,7 @@ class InferenceService:
         """Let the threads end after what they do now."""
         self._batcher.close()
         self._is_closed = True
-        self._input_thread.shutdown(wait=False, cancel_futures=True)
+        self._input_thread.close()
         # What has run is answered.
         self._answer_thread.shutdown(wait=False)
 
@@ -293,17 +304,24 @@ class InferenceService:
             logits=logits_NK if as_logits else None,
         )
 
-    async def _in_input_thread(self, work: Callable[[], _T]) -> _T:
-        """Cancelling the awaiting request also cancels the work where it has not begun."""
-
-        def timed() -> _T:
-            self._reading_since_s = self.now_s()
-            try:
-                return work()
-            finally:
-                self._reading_since_s = None
-
-        return await asyncio.get_running_loop().run_in_executor(self._input_thread, timed)
+    async def _in_input_thread(self, work: Callable[[], _T], call: Call) -> _T:
+        """Raises as `_expected` does, where too much is to be read before it."""
+        wait_s = self._input_thread.wait_s()
+        most_s = self.limits.max_request_age_s / 2
+        if wait_s > most_s:
+            raise OverloadedError(
+                f"inputs are to be decoded for {wait_s:.0f} s before this one; nobody waits for more than {most_s:g} s",
+                retry_after_s=wait_s - most_s,
+            )
+        late_s = self.now_s() + wait_s - _deadline_s(call)
+        if wait_s and late_s > 0:
+            raise DeadlineError(
+                f"the input could be read in {1000 * wait_s:.0f} ms, and the request's budget is {call.budget_ms} ms",
+                retry_after_s=late_s,
+            )
+        read = await self._input_thread.run(work)
+        call.input_wait_s, call.input_s = read.waited_s, read.took_s
+        return read.result
 
     def _preprocess(self, body: bytes, call: Call) -> NDArray[np.float32]:
         """In the inputs' thread, where others may have come first: what is too late by now is not worth decoding."""
@@ -319,29 +337,35 @@ class InferenceService:
         """Seconds that the answer will take from now, and the time after which it is worth nothing.
 
         Raises DeadlineError where it would come later: at once, while its sender still has time for something else.
-        Raises OverloadedError where so much is ahead of it that the replica would look as if it hung; what it takes by
-        itself is no reason, because an estimate that keeps everybody out is never corrected.
+        Raises OverloadedError where so much is ahead of it that the replica would look as if it hung. What it takes by
+        itself is no reason for that, and for the first one not always: an estimate that keeps everybody out is never
+        corrected.
         """
         deadline_s = _deadline_s(call)
         wait_s = self._batcher.expected_wait_s(key, samples=call.samples, deadline_s=deadline_s)
-        ahead_s = wait_s - self._batcher.cost.batch_s(key, call.samples)
+        own_s = self._batcher.cost.batch_s(key, call.samples)
+        ahead_s = wait_s - own_s
         most_s = self.limits.max_request_age_s / 2
         if ahead_s > most_s:
             raise OverloadedError(
                 f"others are ahead for {ahead_s:.0f} s; nobody waits for more than {most_s:g} s here",
                 retry_after_s=ahead_s - most_s,
             )
-        if call.budget_ms is None:
-            return wait_s, deadline_s
         now_s = self.now_s()
+        last_s = self._let_in_s.get((key, call.samples), self._started_s)
+        if call.budget_ms is None:
+            self._let_in_s[key, call.samples] = now_s
+            return wait_s, deadline_s
         margin_s = self._margin.seconds(now_s, budget_s=deadline_s - call.started_s)
         late_s = now_s + wait_s * CAUTION + margin_s - deadline_s
-        if late_s > 0:
+        if late_s > own_s * CAUTION or (late_s > 0 and now_s - last_s < max(PROBE_AFTER_S, own_s / PROBE_SHARE)):
             raise DeadlineError(
                 f"the answer would take {1000 * wait_s:.0f} ms, and the request's budget is {call.budget_ms} ms",
                 retry_after_s=late_s,
             )
-        return wait_s, deadline_s
+        self._let_in_s[key, call.samples] = now_s
+        # A probe runs whatever is expected of it.
+        return wait_s, deadline_s if late_s <= 0 else math.inf
 
     def _batch_done(self, report: BatchReport) -> None:
         key = report.key

@@ -15,6 +15,8 @@ from split_inference.settings import Settings
 from split_inference.wire import MAX_FRAME_BYTES, MAX_RAW_BYTES, MAX_SAMPLES
 
 DEFAULT_ROUTE = "/v1/models"
+SLOTS = 256
+"""`max_ongoing_requests` of our deployments, where config.yaml says nothing."""
 
 # Served names are one path segment that needs no escaping in a URL, a log line or a metric label.
 ServedName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
@@ -44,14 +46,20 @@ class Limits(Settings):
     """Bytes of an encoded image or sound: a 50-megapixel JPEG at a high quality has about this many."""
     body_timeout_s: float = Field(default=2.0, ge=0.1, le=600)
     """A body has to arrive within this time: a request has its slot before, and half-sent ones would starve others."""
-    max_unread_requests: int = Field(default=96, ge=1, le=100_000)
-    """Requests whose body is arriving; fewer than `max_pending_requests`, so that slow senders leave places free."""
+    max_unread_requests: int | None = Field(default=None, ge=1, le=100_000)
+    """Requests whose body is arriving; fewer than `max_pending_requests`, so that slow senders leave places free. By
+    default half of them."""
     max_unread_share: float = Field(default=0.25, gt=0, le=1)
     """Share of `max_pending_requests` that one client's arriving bodies may hold."""
     max_pending_requests: int = Field(default=192, ge=1, le=100_000)
     """Requests that arrive, wait or run; fewer than `max_ongoing_requests`, so that a refusal says when to retry."""
     max_pending_bytes: int = Field(default=256 * 2**20, ge=MAX_FRAME_BYTES, le=64 * 2**30)
     """Body bytes held at one time by all of them: bounds memory where few requests are large."""
+    max_streams: int = Field(default=48, ge=1, le=100_000)
+    """gRPC streams open at one time. Each holds one of the deployment's `max_ongoing_requests` for as long as it lasts,
+    so that these and `max_pending_requests` together have to be fewer."""
+    stream_idle_s: float = Field(default=60.0, ge=1, le=3600)
+    """A stream in which nothing came and nothing ran for so long is ended."""
     max_request_age_s: float = Field(default=60.0, gt=0, le=3600)
     """A replica whose oldest request, batch or decoding is older than this says that it is unhealthy and is replaced.
     A request that would wait for half of it is refused."""
@@ -65,6 +73,20 @@ class Limits(Settings):
                 f"({self.max_request_age_s:g}) at most, or one slow sender would make a replica look sick"
             )
         return self
+
+    @model_validator(mode="after")
+    def _slow_senders_leave_places_free(self) -> Limits:
+        if self.max_unread_requests is not None and self.max_unread_requests >= max(2, self.max_pending_requests):
+            raise ValueError(
+                f"max_unread_requests ({self.max_unread_requests}) has to be below max_pending_requests "
+                f"({self.max_pending_requests}), or it never limits anything"
+            )
+        return self
+
+    @property
+    def most_unread(self) -> int:
+        """`max_unread_requests`, or its default."""
+        return self.max_unread_requests or max(1, self.max_pending_requests // 2)
 
 
 class AuthSettings(Settings):

@@ -16,7 +16,7 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serve_app.settings import AppSettings, CatalogSettings
+from serve_app.settings import SLOTS, AppSettings, CatalogSettings
 
 if TYPE_CHECKING:
     from serve_app.replica import Replica
@@ -119,7 +119,7 @@ def _end_process(error: BaseException) -> None:
 
 # Where config.yaml says nothing: more slots than `max_pending_requests` admits, so that a refusal is the ingress's own.
 _DEFAULTS: dict[str, Any] = {
-    "max_ongoing_requests": 256,
+    "max_ongoing_requests": SLOTS,
     "max_queued_requests": 256,
     "health_check_period_s": 5,
     "health_check_timeout_s": 10,

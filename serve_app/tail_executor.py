@@ -207,7 +207,11 @@ class TailExecutor:
         plan = self._plan(staged.split_point, staged.forms)
         with torch.inference_mode():
             logits_NK = self._run_chunks(staged, plan.chunks(staged.rows)) if plan else self._run_eager(staged)
-        return logits_NK.contiguous().numpy()
+        logits_NK = logits_NK.contiguous()
+        if any(_share_memory(logits_NK, tensor) for tensor in staged.tensors):
+            # A tail that computes nothing gives its input back, and the next batch will be written there.
+            logits_NK = logits_NK.clone()
+        return logits_NK.numpy()
 
     def _plan(self, split_point: str, forms: tuple[FeatureForm, ...]) -> BatchPlan | None:
         # Libraries take codes only; graphs are captured for any form.
@@ -319,6 +323,10 @@ def tail_key(
         torch=torch.__version__,
         instruction_set=instruction_set(),
     )
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def resident_bytes() -> int:

@@ -245,11 +245,56 @@ def test_a_body_counts_once_however_often_it_is_said_to_arrive():
 
 def test_bytes_of_all_bodies_together_are_limited():
     admission = Admission(Limits(max_pending_bytes=MAX_FRAME_BYTES), now_s=Clock())
-    with admission.enter(body_bytes=MAX_FRAME_BYTES):
+    with admission.enter(body_bytes=MAX_FRAME_BYTES) as large:
+        admission.arrived(large, MAX_FRAME_BYTES)
         with pytest.raises(OverloadedError, match="bytes are waiting"), admission.enter(body_bytes=1):
             pass
         with admission.enter(body_bytes=0):
             pass
+    with admission.enter(body_bytes=MAX_FRAME_BYTES):
+        pass
+
+
+def test_what_is_only_announced_keeps_nobody_out_and_what_arrives_is_limited():
+    admission = Admission(Limits(max_pending_bytes=2 * MAX_FRAME_BYTES), now_s=Clock())
+    with ExitStack() as inside:
+        silent = [inside.enter_context(admission.enter(body_bytes=MAX_FRAME_BYTES)) for _ in range(50)]
+        with admission.enter(body_bytes=400) as honest:
+            admission.arrived(honest, 400)
+        for ticket in silent[:2]:
+            admission.arrived(ticket, MAX_FRAME_BYTES)
+        with pytest.raises(OverloadedError, match="bytes are waiting"):
+            admission.arrived(silent[2], 1)
+    with admission.enter(body_bytes=MAX_FRAME_BYTES) as ticket:
+        admission.arrived(ticket, MAX_FRAME_BYTES)
+
+
+@given(shares=st.lists(st.floats(0.01, 1), min_size=1, max_size=6), orders=st.randoms(use_true_random=False))
+def test_streams_are_limited_in_all_and_for_each_client(shares, orders):
+    limits = Limits(max_streams=10)
+    admission = Admission(limits, now_s=Clock())
+    clients = [Client(name=str(index), share=share) for index, share in enumerate(shares)]
+    open_ones: list[tuple[Client, ExitStack]] = []
+    for _ in range(60):
+        client = orders.choice(clients)
+        own = sum(each is client for each, _ in open_ones)
+        stack = ExitStack()
+        try:
+            stack.enter_context(admission.stream(client))
+        except OverShareError:
+            assert own >= max(1, int(10 * client.share))
+        except OverloadedError:
+            assert len(open_ones) == 10
+        else:
+            open_ones.append((client, stack))
+        if open_ones and orders.random() < 0.4:
+            open_ones.pop(orders.randrange(len(open_ones)))[1].close()
+        assert len(open_ones) <= 10
+    for _, stack in open_ones:
+        stack.close()
+    with ExitStack() as inside:
+        for _ in range(10):
+            inside.enter_context(admission.stream(Client(name="whole", share=1.0)))
 
 
 def test_a_place_is_given_back_after_an_error():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from serve_app.autoscaling_policy import BUSY_SHARE, HEARD, QUEUE_DELAY, queue_delay_policy
 from serve_app.replica_stats import ReplicaStats
-from tests.serve_app.facts import batch
+from tests.serve_app.facts import batch, request
 from tests.serve_app.helpers import python_without
 
 
@@ -222,6 +222,19 @@ def test_stats_are_of_the_last_two_seconds_and_count_samples_as_if_batches_were_
     assert found[QUEUE_DELAY] == pytest.approx(0.004)
     # Busy all the time, and still an eighth of what full batches would carry in two seconds.
     assert found[BUSY_SHARE] == pytest.approx(100 * 0.0025 / 2, rel=0.15)
+    clock.now_s += 5
+    assert stats.record() == {QUEUE_DELAY: 0.0, BUSY_SHARE: 0.0}
+
+
+def test_where_images_are_decoded_the_busier_of_both_threads_counts():
+    clock = Clock()
+    stats = ReplicaStats(now_s=clock)
+    clock.now_s += 10
+    stats.batch_done(batch(samples=16, tail_s=0.04, queue_delays_s=(0.01,) * 16))
+    for wait_s in (0.5, 1.5):
+        stats.request_done(request(input_wait_s=wait_s, input_s=0.8))
+    stats.request_done(request())
+    assert stats.record() == {QUEUE_DELAY: 1.0, BUSY_SHARE: pytest.approx(0.8)}
     clock.now_s += 5
     assert stats.record() == {QUEUE_DELAY: 0.0, BUSY_SHARE: 0.0}
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import math
 import random
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -101,6 +103,50 @@ def test_batches_of_odd_sizes_teach_what_a_full_one_takes(base_s, row_s):
         cost.learn("key", rows, (base_s + row_s * rows) * 2)
     for rows in (6, 8, 12, 16):
         assert cost.batch_s("key", rows) == pytest.approx(2 * (base_s + row_s * rows), rel=0.1)
+
+
+def test_one_batch_during_which_the_machine_stood_still_says_little_of_the_next_one():
+    cost = CostModel()
+    for _ in range(2):
+        cost.learn("key", 1, 0.005)
+    cost.learn("key", 1, 1.5)
+    assert cost.batch_s("key", 1) < 0.01
+    for _ in range(20):
+        cost.learn("key", 1, 0.05)
+    assert cost.batch_s("key", 1) == pytest.approx(0.05, rel=0.1)
+
+
+def test_a_first_batch_that_was_cold_is_replaced_by_the_second_one():
+    cost = CostModel()
+    cost.learn("key", 3, 3.0)
+    cost.learn("key", 3, 0.01)
+    assert cost.batch_s("key", 3) == pytest.approx(0.01)
+    cost.learn("key", 3, 0.005)
+    assert cost.batch_s("key", 3) > 0.005
+
+
+def test_what_a_cancelled_item_holds_is_let_go_while_its_place_stays():
+    queue = queue_of(*(first := [item() for _ in range(3)]))
+    for each in first:
+        each.payload = bytearray(8)
+    queue.cancel(first[1])
+    assert first[1].payload is None
+    assert [each.payload is None for each in queue.take(starts_s=0, max_samples=8).batch] == [False, False]
+
+
+def test_several_threads_that_ask_at_once_get_the_plan_that_one_gets():
+    seconds = {1: 3.6, 4: 10.6, 16: 39.3}
+    expected = [BatchPlan(seconds).chunks(rows) for rows in range(300)]
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(20):
+            plan = BatchPlan(seconds)
+            with ThreadPoolExecutor(4) as threads:
+                list(threads.map(plan.expected_s, [299, 298, 297, 299]))
+            assert [plan.chunks(rows) for rows in range(300)] == expected
+    finally:
+        sys.setswitchinterval(interval_s)
 
 
 items_strategy = st.lists(

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from edge_sim.server_process import free_port
 from serve_app.config_check import check_config
 from serve_app.settings import AppSettings, CatalogSettings
 from split_inference.errors import ConfigError
@@ -230,6 +231,39 @@ def test_haproxys_other_ports_are_checked_too(tmp_path, monkeypatch, name):
         monkeypatch.setenv(name, str(taken.getsockname()[1]))
         with pytest.raises(ConfigError, match=f"set {name} to another one"):
             check(tmp_path, changed("http_options.port", port), port_free=True, haproxy=True)
+
+
+GRPC = {"grpc_servicer_functions": ["split_inference.grpc.inference_pb2_grpc.add_InferenceServicer_to_server"]}
+
+
+def test_our_limits_have_to_be_reached_before_serves_own(tmp_path):
+    for limits in ({"max_pending_requests": 256}, {"max_pending_requests": 512}):
+        with pytest.raises(ConfigError, match=re.escape(f"{MODEL}.args.limits: max_pending_requests")):
+            check(tmp_path, changed(f"{MODEL}.args.limits", limits))
+    few = changed(f"{DEPLOYMENT}.max_ongoing_requests", 100)
+    with pytest.raises(ConfigError, match=re.escape("max_ongoing_requests (100)")):
+        check(tmp_path, few)
+    streams = changed(f"{MODEL}.args.limits", {"max_streams": 64})
+    check(tmp_path, streams)
+    with pytest.raises(ConfigError, match=re.escape("max_streams (64)")):
+        check(tmp_path, {**streams, "grpc_options": GRPC})
+
+
+def test_grpc_that_would_listen_everywhere_without_tokens_is_refused(tmp_path):
+    port, grpc_port = free_port(), free_port()
+    content = {**changed("http_options.port", port), "grpc_options": {**GRPC, "port": grpc_port}}
+    with pytest.raises(ConfigError, match="grpc_options: Serve's own proxy listens for gRPC on every interface"):
+        check(tmp_path, content, port_free=True)
+    check(tmp_path, {**content, "grpc_options": {"port": grpc_port}}, port_free=True)
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", grpc_port))
+        taken.listen(1)
+        with pytest.raises(ConfigError, match=rf"grpc_options.port: port {grpc_port} on 0.0.0.0 cannot be used"):
+            check(
+                tmp_path,
+                {**content, "http_options": {"host": "0.0.0.0", "port": port}},
+                port_free=True,
+            )
 
 
 def test_loading_gives_the_digest_that_the_card_will_have():

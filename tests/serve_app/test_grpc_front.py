@@ -208,6 +208,64 @@ def test_a_stream_without_a_token_ends_before_anything_is_read():
     assert (reply.status, reply.error) == (401, "UnauthorizedError")
 
 
+def silent_stream():
+    async def silent():
+        await asyncio.Event().wait()
+        yield request()
+
+    return silent()
+
+
+def test_a_stream_in_which_nothing_comes_is_ended_and_one_that_works_is_not():
+    now_s = [0.0]
+    service = InferenceService(TinyRunner(), limits=Limits(stream_idle_s=10.0), now_s=lambda: now_s[0])
+
+    async def slow():
+        for number in range(5):
+            now_s[0] += 9.0
+            yield request(sequence=number)
+        await asyncio.Event().wait()
+
+    async def play():
+        loop = asyncio.get_running_loop()
+        sleep = asyncio.sleep
+
+        async def jump(seconds):
+            now_s[0] += seconds
+            await sleep(0)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("serve_app.grpc_front.asyncio.sleep", jump)
+            replies = [reply async for reply in GrpcFront(service).stream(slow())]
+        assert loop.is_running()
+        return replies
+
+    replies = asyncio.run(asyncio.wait_for(play(), PATIENCE_S))
+    assert [reply.status for reply in replies] == [200] * 5 + [408]
+    assert replies[-1].error == "SlowSenderError"
+    service.close()
+
+
+def test_more_streams_than_a_replica_holds_are_refused_and_places_are_given_back():
+    service = InferenceService(TinyRunner(), limits=Limits(max_streams=2))
+
+    async def play():
+        front = GrpcFront(service)
+        for _ in range(3):
+            held = [front.stream(silent_stream()) for _ in range(2)]
+            waiting = [asyncio.create_task(anext(each)) for each in held]
+            await asyncio.sleep(0)
+            (reply,) = [reply async for reply in front.stream(silent_stream())]
+            assert (reply.status, reply.error) == (503, "OverloadedError")
+            assert reply.retry_after_ms > 0
+            for task in waiting:
+                task.cancel()
+            await asyncio.wait(waiting)
+
+    asyncio.run(asyncio.wait_for(play(), PATIENCE_S))
+    service.close()
+
+
 def test_where_the_clients_side_breaks_what_it_sent_is_answered_and_the_break_is_seen():
     replies = []
 

@@ -58,9 +58,91 @@ def test_a_replica_that_hangs_is_unhealthy_also_when_whoever_asked_has_left(kind
             service.check_health()
         go_on.set()
         await service.drain()
-        while service._batcher.in_flight or service._reading_since_s is not None:
+        while service._batcher.in_flight or service._input_thread.running_s():
             await asyncio.sleep(0.01)
         service.check_health()
+
+    asyncio.run(asyncio.wait_for(play(), PATIENCE_S))
+    service.close()
+
+
+def requests_of_one_size(*, expected_s, takes_s, seconds, budget_ms=250, every_s=0.1):
+    """Whether each of the requests that come one after the other was answered, where a batch is expected to take
+    `expected_s` and takes `takes_s`; on a clock that only batches and pauses put forward."""
+    now_s = [0.0]
+
+    def run():
+        now_s[0] += takes_s
+
+    runner, cost = TinyRunner(on_run=run), CostModel()
+    for _ in range(2):
+        cost.learn(runner.key_of(decode_frame(GOOD_FRAME)), 1, expected_s)
+    service = InferenceService(runner, cost=cost, now_s=lambda: now_s[0])
+
+    async def play():
+        answered = []
+        while now_s[0] < seconds:
+            call = Call(protocol="http", started_s=now_s[0], budget_ms=budget_ms)
+            try:
+                await service.answer_frame(GOOD_FRAME, call, as_logits=True, top_k=1)
+                answered.append((call.started_s, True))
+            except DeadlineError:
+                answered.append((call.started_s, False))
+            now_s[0] += every_s
+        return answered
+
+    try:
+        return asyncio.run(asyncio.wait_for(play(), PATIENCE_S))
+    finally:
+        service.close()
+
+
+def test_an_estimate_that_a_bad_moment_made_too_long_does_not_keep_everybody_out_for_ever():
+    answered = requests_of_one_size(expected_s=0.4, takes_s=0.005, seconds=30.0)
+    assert not any(was for at_s, was in answered if at_s < 0.9)
+    assert all(was for at_s, was in answered if at_s > 15.0)
+
+
+def test_where_a_model_really_is_too_slow_trying_costs_it_a_tenth_of_its_time():
+    answered = requests_of_one_size(expected_s=0.4, takes_s=0.4, seconds=100.0)
+    let_in = sum(was for _, was in answered)
+    assert 0 < let_in * 0.4 <= 0.11 * 100.0
+
+
+def test_a_request_that_waits_for_an_input_is_refused_at_once_where_too_many_are_before_it():
+    begun, go_on = threading.Event(), threading.Event()
+    now_s = [0.0]
+
+    class Slow(TinyRunner):
+        def preprocess(self, data):
+            begun.set()
+            assert go_on.wait(PATIENCE_S)
+            now_s[0] += 20.0
+            return super().preprocess(data)
+
+    service = InferenceService(Slow(), now_s=lambda: now_s[0])
+
+    async def one(budget_ms=None):
+        call = Call(protocol="http", started_s=service.now_s(), budget_ms=budget_ms)
+        await service.answer_input(png(4, 4), call, as_logits=True, top_k=1)
+        return call
+
+    async def play():
+        go_on.set()
+        call = await one()
+        assert (call.input_wait_s, call.input_s) == (0.0, 20.0)
+        go_on.clear()
+        begun.clear()
+        waiting = [asyncio.create_task(one())]
+        await asyncio.to_thread(begun.wait, PATIENCE_S)
+        with pytest.raises(DeadlineError, match="could be read in 20000 ms, and the request's budget is 15000 ms"):
+            await one(budget_ms=15_000)
+        waiting.append(asyncio.create_task(one()))
+        await asyncio.sleep(0)
+        with pytest.raises(OverloadedError, match="decoded for 40 s before this one; nobody waits for more than 30 s"):
+            await one()
+        go_on.set()
+        await asyncio.gather(*waiting)
 
     asyncio.run(asyncio.wait_for(play(), PATIENCE_S))
     service.close()

@@ -114,6 +114,15 @@ def test_at_the_output_the_logits_come_back():
     np.testing.assert_array_equal(run(logits, split_point="output"), logits)
 
 
+def test_an_answer_stays_what_it_is_when_its_batchs_buffers_are_used_again():
+    runner = runner_of()
+    first, second = (np.array([[1, 2, 3 + at]], np.float32) for at in range(2))
+    frames = [decode_frame(frame_of(each, split_point="output", codec="float32")) for each in (first, second)]
+    answer = runner.answer(frames[0])
+    runner.answer(frames[1])
+    np.testing.assert_array_equal(answer, first)
+
+
 def test_an_image_runs_through_the_whole_model():
     runner = runner_of()
     inputs = runner.preprocess(png(9, 7))
