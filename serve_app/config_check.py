@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
-import socket
 import sys
 import typing
 import warnings
@@ -21,15 +20,13 @@ from typing import Any, NoReturn
 
 from pydantic import BaseModel, ValidationError
 
+from serve_app.port_check import GRPC_PORT, check_grpc, check_ports
 from serve_app.settings import SLOTS, AppSettings, CatalogSettings, LiveSettings
 from serve_app.tokens import TokenBook
 from split_inference.errors import ConfigError, UsageError, WireError
 from split_inference.model_uri import parse_uri
 from split_inference.settings import dotted, first_problem, known_keys, settings_model, unknown_key
 from split_inference.yaml_lines import Place, YamlFile, read_yaml
-
-# Ray Serve's own default, where grpc_options names none.
-_GRPC_PORT = 9000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,9 +89,10 @@ class _Check:
         for index, app in enumerate(applications):
             self._check_slots(("applications", index), data["applications"][index], app.settings, asks_grpc=asks_grpc)
         if port_free:
-            self._check_ports(host, port, haproxy=haproxy)
+            check_ports(self._refuse, host, port, haproxy=haproxy)
             if asks_grpc:
-                self._check_grpc(host, grpc.get("port", _GRPC_PORT), applications, haproxy=haproxy)
+                unguarded = [app.name for app in applications if _lets_everybody_in(app)]
+                check_grpc(self._refuse, host, grpc.get("port", GRPC_PORT), unguarded=unguarded, haproxy=haproxy)
         loaded = dict(self._load(app) for app in applications if _is_model(app)) if load else {}
         return CheckedConfig(path=self._file.path, host=host, port=port, applications=applications, loaded=loaded)
 
@@ -316,33 +314,6 @@ class _Check:
                         f"the application at {route} serves {served.settings.model} ({named}); write that here, too",
                     )
 
-    def _check_ports(self, host: str, port: int, *, haproxy: bool) -> None:
-        self._check_port(("http_options", "port"), host, port, "stop what listens there, or write another port")
-        if not haproxy:
-            return
-        # The last is of the proxy that HAProxy passes requests to which no replica can take: it wakes cold models.
-        for name, default in (
-            ("RAY_SERVE_HAPROXY_METRICS_PORT", "9101"),
-            ("RAY_SERVE_HAPROXY_STATS_PORT", "8404"),
-            ("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", "8500"),
-        ):
-            text = os.environ.get(name, default)
-            if not text.isdecimal():
-                self._refuse((), f"environment variable {name} has to be a number, got {text!r}")
-            self._check_port((), "0.0.0.0", int(text), f"HAProxy needs it too; set {name} to another one")
-
-    def _check_grpc(self, host: str, port: int, applications: tuple[CheckedApplication, ...], *, haproxy: bool) -> None:
-        if not haproxy and _is_loopback(host):
-            for app in applications:
-                if isinstance(app.settings, AppSettings) and app.settings.auth.mode == "none":
-                    self._refuse(
-                        ("grpc_options",),
-                        f"Serve's own proxy listens for gRPC on every interface, not only on {host}, and {app.name} "
-                        "has no auth: serve through HAProxy, or write auth.mode: token",
-                    )
-        where = host if haproxy else "0.0.0.0"
-        self._check_port(("grpc_options", "port"), where, port, "stop what listens there, or write another port")
-
     def _check_slots(self, place: Place, app: dict[str, Any], settings: object, *, asks_grpc: bool) -> None:
         """Ours has to be the limit that is reached first: Serve's refusal says neither why nor when to come again."""
         if not isinstance(settings, AppSettings):
@@ -357,20 +328,6 @@ class _Check:
                 f"max_pending_requests ({limits.max_pending_requests}){streams} have to be fewer than the deployment's "
                 f"max_ongoing_requests ({slots})",
             )
-
-    def _check_port(self, place: Place, host: str, port: int, advice: str) -> None:
-        try:
-            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        except (OSError, UnicodeError) as error:
-            self._refuse(("http_options", "host"), f"{host} is no address of this machine: {error}")
-        with socket.socket(family, kind, protocol) as probe:
-            # Without it, a connection that a former server closed a minute ago would count as in use.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(address)
-                probe.listen(1)
-            except OSError as error:
-                self._refuse(place, f"port {port} on {host} cannot be used ({error.strerror}): {advice}")
 
     def _load(self, app: CheckedApplication) -> tuple[str, str]:
         from serve_app.tail_runner import TailRunner
@@ -391,8 +348,8 @@ def _is_model(app: CheckedApplication) -> bool:
     return isinstance(app.settings, AppSettings)
 
 
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or host.startswith("127.") or host == "::1"
+def _lets_everybody_in(app: CheckedApplication) -> bool:
+    return isinstance(app.settings, AppSettings) and app.settings.auth.mode == "none"
 
 
 def _args_model(builder: object) -> type[BaseModel] | None:
