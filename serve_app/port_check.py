@@ -40,8 +40,8 @@ def check_grpc(refuse: Refuse, host: str, port: int, *, unguarded: Sequence[str]
     if not haproxy and unguarded and (host in ("localhost", "::1") or host.startswith("127.")):
         refuse(
             ("grpc_options",),
-            f"Serve's own proxy listens for gRPC on every interface, not only on {host}, and {unguarded[0]} has no auth: "
-            "serve through HAProxy, or write auth.mode: token",
+            f"Serve's own proxy listens for gRPC on every interface, not only on {host}, and {unguarded[0]} has no "
+            "auth: serve through HAProxy, or write auth.mode: token",
         )
     where = host if haproxy else _EVERYWHERE
     _check_port(refuse, ("grpc_options", "port"), where, port, "stop what listens there, or write another port")
