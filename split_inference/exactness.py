@@ -17,7 +17,7 @@ from torch import Tensor
 from split_inference.codec_profile import CodecProfile
 from split_inference.feature_codec import FeatureCodec, decode_tensor
 from split_inference.model_split import SplitPoint, SplittableModel
-from split_inference.wire import DIGEST_BYTES, FeatureFrame, decode_frame, encode_frame
+from split_inference.wire import DIGEST_BYTES, MAX_FRAME_BYTES, FeatureFrame, decode_frame, encode_frame
 
 PASS_THROUGH = CodecProfile(quantizer="float32", compressor="none")
 
@@ -41,7 +41,15 @@ def tensor_from(features: NDArray[np.float32]) -> Tensor:
 
 
 def through_frame(features: Sequence[Tensor], *, split_point: str, digest: str) -> tuple[list[Tensor], int]:
-    """The tensors after a trip through a float32 frame, and the frame's bytes."""
+    """The tensors after a trip through a float32 frame, and its bytes; where one frame cannot hold all samples, each in
+    one of its own."""
+    if len(features[0]) > 1 and sum(tensor.numel() for tensor in features) * 4 > MAX_FRAME_BYTES // 2:
+        trips = [
+            through_frame([tensor[at : at + 1] for tensor in features], split_point=split_point, digest=digest)
+            for at in range(len(features[0]))
+        ]
+        parts = zip(*(tensors for tensors, _ in trips), strict=True)
+        return [torch.cat(part) for part in parts], sum(size for _, size in trips)
     codec = FeatureCodec(PASS_THROUGH)
     frame = encode_frame(
         FeatureFrame(

@@ -35,15 +35,23 @@ def made_by(command: str) -> dict[str, object]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     return {
         "command": command,
-        "commit": commit or None,
+        "commit": _commit(),
         "machine": {"cpu": _cpu_name(), "cores": os.cpu_count(), "system": platform.system()},
         "versions": versions,
     }
+
+
+def _commit() -> str | None:
+    """None outside of a checkout, and where there is no git, as in our images."""
+    try:
+        said = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return said.stdout.strip() or None
 
 
 def _cpu_name() -> str:

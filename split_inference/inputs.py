@@ -7,6 +7,7 @@ Read are: a file; a folder of images or sounds, with labels.csv (columns file,la
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ IMAGE_SUFFIXES = {
 }
 AUDIO_SUFFIXES = {".wav": "audio/wav", ".flac": "audio/flac", ".ogg": "audio/ogg"}
 MEDIA_TYPES = IMAGE_SUFFIXES | AUDIO_SUFFIXES
+# Of the index of an output; int() takes seconds for thousands of digits.
+_MOST_DIGITS = 9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,17 +90,20 @@ def _read_file(file: Path, name: str, label: int | None) -> EncodedInput:
 
 
 def _labels_from_table(path: Path) -> dict[str, int]:
-    with path.open(newline="", encoding="utf-8") as table:
-        rows = csv.DictReader(table)
-        if rows.fieldnames is None or not {"file", "label"} <= set(rows.fieldnames):
-            raise DataError(f"{path} needs columns file and label, has {rows.fieldnames}")
-        result = {}
-        for row in rows:
-            if not row["label"].isdigit():
-                raise DataError(
-                    f"{path} line {rows.line_num}: label must be the index of an output, got {row['label']!r}"
-                )
-            result[row["file"]] = int(row["label"])
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    if rows.fieldnames is None or not {"file", "label"} <= set(rows.fieldnames):
+        raise DataError(f"{path} needs columns file and label, has {rows.fieldnames}")
+    result = {}
+    for row in rows:
+        # A short row has None where text is missing; other digits than 0 to 9 are no index.
+        label = row["label"] or ""
+        if not (label.isascii() and label.isdecimal() and len(label) <= _MOST_DIGITS):
+            raise DataError(f"{path} line {rows.line_num}: label must be the index of an output, got {label!r}")
+        result[row["file"]] = int(label)
     return result
 
 

@@ -74,7 +74,11 @@ class ImagePreprocessing(BaseModel):
         return self.apply_image(decode_image(data, max_pixels=max_pixels))
 
     def apply_image(self, image: Image.Image) -> NDArray[np.float32]:
-        """An RGB image -> float32 [1, 3, H, W]."""
+        """An RGB image -> float32 [1, 3, H, W].
+
+        Raises TooLargeError where resizing by the shortest edge would make more than MAX_PIXELS: a line of pixels that
+        is a few kilobytes long would become gigabytes, nearly all of them cropped away.
+        """
         resample = _RESAMPLING[self.resample]
         if self.shortest_edge is None:
             if image.size != (self.width, self.height):
@@ -82,6 +86,11 @@ class ImagePreprocessing(BaseModel):
         else:
             scale = self.shortest_edge / min(image.size)
             width, height = (max(self.shortest_edge, round(edge * scale)) for edge in image.size)
+            if width * height > MAX_PIXELS:
+                raise TooLargeError(
+                    f"an image of {image.width}x{image.height} would be {width}x{height} pixels before it is cropped; "
+                    f"at most {MAX_PIXELS} are made"
+                )
             left, top = (width - self.width) // 2, (height - self.height) // 2
             image = image.resize((width, height), resample).crop((left, top, left + self.width, top + self.height))
         pixels_HWC = np.asarray(image, dtype=np.float32)

@@ -63,9 +63,25 @@ def read_yaml(path: Path) -> YamlFile:
         raise ConfigError(f"{path}:{line}: not YAML: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        # What looks like a date and is none, such as 2026-13-01.
+        line = _line_that_fails(root) if root is not None else 1
+        raise ConfigError(f"{path}:{line}: a value cannot be read: {' '.join(str(error).split())}") from None
     finally:
         loader.dispose()
     return YamlFile(path=path, data=data, lines=lines)
+
+
+def _line_that_fails(node: yaml.Node) -> int:
+    """Of the first scalar that cannot be made a value."""
+    if isinstance(node, yaml.ScalarNode):
+        try:
+            yaml.constructor.SafeConstructor().construct_object(node)
+        except ValueError:
+            return node.start_mark.line + 1
+        return 0
+    inner = node.value if isinstance(node, yaml.SequenceNode) else [each for pair in node.value for each in pair]
+    return next((line for each in inner if (line := _line_that_fails(each))), 0)
 
 
 def _note_lines(node: yaml.Node, place: Place, lines: dict[Place, int], path: Path, above: list[yaml.Node]) -> None:

@@ -6,7 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from k8s.checks.model import Finding, UnavailableError
@@ -30,8 +31,25 @@ def check_dockerfiles(root: Path = ROOT) -> list[Finding]:
     found = [] if files else [Finding(where="k8s/images", problem="no Dockerfile")]
     for file in files:
         text = file.read_text(encoding="utf-8")
-        found += [Finding(where=file.name, problem=problem) for problem in [*_linted(file), *_rules(text)]]
+        problems = [*_linted(file), *_rules(text), *_missing_packages(text, _command_packages(root))]
+        found += [Finding(where=file.name, problem=problem) for problem in problems]
     return found
+
+
+def _command_packages(root: Path) -> list[str]:
+    """Packages that `split-inference` imports when it starts: those whose commands pyproject.toml joins to it."""
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    joined = project["entry-points"]["split_inference.commands"].values()
+    return sorted({"split_inference", *(each.partition(".")[0] for each in joined)})
+
+
+def _missing_packages(text: str, packages: Sequence[str]) -> Iterator[str]:
+    for stage in re.split(r"^(?=FROM )", text, flags=re.MULTILINE):
+        if not re.search(r"pip install --no-deps \.", stage):
+            continue
+        for package in packages:
+            if not re.search(rf"^COPY {package} {package}$", stage, re.MULTILINE):
+                yield f"installs the project without {package}, and split-inference does not start: COPY it before"
 
 
 def _linted(file: Path) -> list[str]:

@@ -156,10 +156,8 @@ def _from(rule: Document, source: Peer, destination: Peer) -> bool:
         return True
     for peer in peers:
         if "ipBlock" in peer:
-            # Addresses of pods are nobody's to know beforehand, so that only "everybody" is understood.
-            if peer["ipBlock"].get("cidr") in ("0.0.0.0/0", "::/0"):
-                return True
-            continue
+            # Addresses of pods are nobody's to know beforehand: any block may be theirs.
+            return True
         if source.namespace is None:
             continue
         if "namespaceSelector" in peer:

@@ -17,6 +17,7 @@ COPY README.md LICENSE ./
 COPY split_inference split_inference
 COPY serve_app serve_app
 COPY edge_sim edge_sim
+COPY loadtests loadtests
 RUN pip install --no-deps . && mkdir -p /opt/split-inference/payloads \
     && python -m edge_sim payloads embedded:resnet20-cifar10 --inputs split_inference/embedded/samples \
         --out /opt/split-inference/payloads/resnet20-cifar10.payloads

@@ -23,6 +23,7 @@ COPY README.md LICENSE config.yaml ./
 COPY split_inference split_inference
 COPY serve_app serve_app
 COPY edge_sim edge_sim
+COPY loadtests loadtests
 RUN pip install --no-deps .
 # What config.yaml asks to be compiled, for processors with the flags of the one that builds. Build on such a machine.
 ENV SPLIT_INFERENCE_CACHE=/opt/split-inference/tails RAY_USAGE_STATS_ENABLED=0

@@ -150,6 +150,7 @@ def test_a_patch_whose_test_does_not_hold_stops_the_rendering(copy_of_the_files)
         ("--no-install-recommends bash", "bash", "DL3015"),
         ("COPY split_inference split_inference", "COPY . .", "copies the whole folder"),
         ("ca-certificates grep wget", "ca-certificates grep wget g++", "the last stage has a compiler"),
+        ("COPY loadtests loadtests\n", "", "installs the project without loadtests"),
     ],
 )
 def test_a_mistake_in_a_dockerfile_is_found(copy_of_the_files, old, new, says):

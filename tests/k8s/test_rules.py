@@ -58,7 +58,9 @@ def test_ports_by_number_by_name_and_by_range():
 
 def test_the_world_matches_no_selector_and_every_rule_without_one():
     assert not allows([policy({"from": [{"namespaceSelector": {}}]})], WORLD, B, 1)
-    assert allows([policy({"from": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]})], WORLD, B, 1)
+    for cidr in ("0.0.0.0/0", "10.0.0.0/8"):
+        assert allows([policy({"from": [{"ipBlock": {"cidr": cidr}}]})], WORLD, B, 1)
+        assert allows([policy({"from": [{"ipBlock": {"cidr": cidr}}]})], AWAY, B, 1)
     assert allows([policy({})], WORLD, B, 1)
 
 

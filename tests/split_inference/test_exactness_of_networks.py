@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from split_inference.classic_models import build_classic_model
-from split_inference.exactness import verify
+from split_inference.exactness import through_frame, verify
 from split_inference.model_catalog import load_model
 from split_inference.model_split import export_model
 from split_inference.weights import fill_with_random_weights
@@ -18,6 +18,16 @@ def _assert_exact(model, *, at_least):
 
 def test_the_embedded_model_is_exact():
     _assert_exact(load_model("embedded:resnet20-cifar10").model, at_least=24)
+
+
+def test_samples_that_one_frame_cannot_hold_travel_one_by_one(monkeypatch):
+    sent = [torch.randn(3, 2, 5), torch.randn(3, 4)]
+    together, size = through_frame(sent, split_point="x", digest="ab" * 32)
+    monkeypatch.setattr("split_inference.exactness.MAX_FRAME_BYTES", 64)
+    one_by_one, more = through_frame(sent, split_point="x", digest="ab" * 32)
+    assert more > size
+    for tensors in (together, one_by_one):
+        assert all(torch.equal(arrived, tensor) for arrived, tensor in zip(tensors, sent, strict=True))
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from split_inference.figures import missed, report
+from split_inference.figures import made_by, missed, report
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,13 @@ def test_the_report_prints_each_figure_beside_its_bound_and_writes_the_file(tmp_
     assert written["figures"] == {"good": 1.0, "bad": 3.0, "free": 7.0}
     assert written["bounds"] == {"good": ["<=", 2], "bad": ["<=", 2]}
     assert {"command", "commit", "machine", "versions"} <= set(written["made_by"])
+
+
+def test_without_git_there_is_no_commit_and_nothing_else_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    made = made_by("bench-x")
+    assert made["commit"] is None
+    assert {"command", "machine", "versions"} <= set(made)
 
 
 def test_all_bounds_held_is_exit_code_0(tmp_path):

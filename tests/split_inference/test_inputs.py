@@ -78,9 +78,17 @@ def test_wrong_paths_are_refused_in_one_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("table", "reason"), [("name,label\n", "needs columns"), ("file,label\n0.jpg,cat\n", "line 2")]
+    ("table", "reason"),
+    [
+        ("name,label\n", "needs columns"),
+        ("file,label\n0.jpg,cat\n", "line 2"),
+        ("file,label\n0.jpg\n", "line 2"),
+        ("file,label\n0.jpg,1\n1.jpg,\u00b2\n", "line 3"),
+        ("file,label\n0.jpg," + "9" * 5000 + "\n", "line 2"),
+        ("file,label\nk\u00e4se.jpg,1\n".encode("latin-1"), "labels.csv: cannot be read"),
+    ],
 )
 def test_a_wrong_table_names_its_line(folder, table, reason):
-    (folder / "labels.csv").write_text(table)
+    (folder / "labels.csv").write_bytes(table if isinstance(table, bytes) else table.encode())
     with pytest.raises(DataError, match=reason):
         read_inputs(folder)

@@ -20,6 +20,21 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.parametrize("size", [(65_000, 1), (1, 65_000), (2, 50_000)])
+def test_a_line_of_pixels_is_no_way_to_ask_for_gigabytes(size):
+    data = encoded(Image.new("RGB", size))
+    assert len(data) < 10_000
+    steps = ImagePreprocessing(height=224, width=224, shortest_edge=256)
+    tracemalloc.start()
+    try:
+        with pytest.raises(TooLargeError, match="pixels before it is cropped; at most 50000000 are made"):
+            steps.apply(data)
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()
+    assert steps.apply(encoded(Image.new("RGB", (100, 1)))).shape == (1, 3, 224, 224)
+
+
 def noise(rng, height: int, width: int) -> Image.Image:
     return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
 

@@ -39,6 +39,7 @@ def test_steps_that_lead_out_of_the_file_are_cut_off(tmp_path):
         ("a: &x\n  b: *x\n", ":1: an alias refers to what it stands in"),
         ("a: !!python/object:os.system {}\n", ":1: not YAML: could not determine a constructor"),
         ("a: 1\n---\nb: 2\n", "not YAML: but found another document"),
+        ("a: 1\nb:\n  - x\n  - 2026-13-01\n", ":4: a value cannot be read: month must be in 1..12"),
     ],
 )
 def test_what_cannot_be_read_is_one_line_with_its_place(tmp_path, text, reason):
