@@ -52,6 +52,10 @@ class Arrivals(Protocol):
     def planned(self) -> int:
         """Number of arrivals; of more than `COUNTED_EXACTLY` random ones the expected number."""
 
+    def number_after(self, start_s: float) -> tuple[int, int]:
+        """At least and at most so many are meant to start at `start_s` or later; one number for a schedule of at most
+        `COUNTED_EXACTLY`."""
+
 
 class RatedArrivals:
     """Arrivals that follow a rate: as a Poisson process, or evenly spaced.
@@ -77,6 +81,16 @@ class RatedArrivals:
             # One for each k with k + 1/2 below the total.
             return math.ceil(self.curve.total - 0.5)
         return round(self.curve.total) if self.curve.total > COUNTED_EXACTLY else count_of(self)
+
+    def number_after(self, start_s: float) -> tuple[int, int]:
+        """See `Arrivals`."""
+        if self.curve.total <= COUNTED_EXACTLY:
+            return 2 * (count_of(self, after_s=start_s),)
+        before = float(self.curve.expected(np.array([min(start_s, self.duration_s)]))[0])
+        expected = self.curve.total - before
+        # Five standard deviations of a Poisson variable, and what rounding does to an evenly spaced one.
+        spread = 5 * math.sqrt(expected) + 2
+        return max(0, math.floor(expected - spread)), math.ceil(expected + spread)
 
     def chunks(self) -> Iterator[NDArray[np.float64]]:
         """See `Arrivals`."""
@@ -123,6 +137,10 @@ class RecordedArrivals:
     def planned(self) -> int:
         """See `Arrivals`."""
         return len(self._times_s) * self._repeat
+
+    def number_after(self, start_s: float) -> tuple[int, int]:
+        """See `Arrivals`; always exact."""
+        return 2 * (count_of(self, after_s=start_s),)
 
     def chunks(self) -> Iterator[NDArray[np.float64]]:
         """See `Arrivals`."""

@@ -82,13 +82,13 @@ def load_report(
 ) -> None:
     """Write report.html and seconds.csv of a load test again, and judge it by another objective.
 
-    Ends with 0, with 99 where the objective is missed, with 3 where the run is INVALID.
+    Ends with 0, with 99 where the objective is missed, with 3 where the run is INVALID, also without an objective.
 
     Example:
 
     `split-inference load-report runs/20261127T200000Z-poisson --slo loadtests/slo_files/interactive.yaml`
     """
-    from loadtests.gate import judge
+    from loadtests.gate import EXIT_CODES, judge
     from loadtests.gate_output import write_outputs
     from loadtests.report import write_report
     from loadtests.run_result import read_result
@@ -98,7 +98,9 @@ def load_report(
     result = read_result(run)
     folder = run if run.is_dir() else run.parent
     verdict = None if slo is None else judge(result, read_slo(slo))
+    invalid, code = result.generator.invalid, 0 if result.is_valid else EXIT_CODES["invalid"]
     if verdict is not None:
+        invalid, code = verdict.invalid, verdict.exit_code
         write_outputs(folder, verdict)
     page = write_report(folder, result, verdict)
     if as_json:
@@ -106,6 +108,7 @@ def load_report(
             {
                 "report": str(page),
                 "outcome": None if verdict is None else verdict.outcome,
+                "invalid": list(invalid),
                 "checks": [] if verdict is None else [str(check) for check in verdict.checks],
             }
         )
@@ -114,8 +117,8 @@ def load_report(
         for check in verdict.checks if verdict else ():
             out.print(str(check), markup=False, highlight=False)
         out.print(f"written: {page}", markup=False, highlight=False)
-    if verdict is not None and verdict.exit_code:
-        raise typer.Exit(verdict.exit_code)
+    if code:
+        raise typer.Exit(code)
 
 
 def _number(value: float) -> float | None:

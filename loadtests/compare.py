@@ -5,7 +5,7 @@ seconds are: the moving-block bootstrap (Kuensch, 1989) draws blocks with replac
 many times; how far the middle 95 % of these lie from the runs' own figures is the interval around the change. Seconds
 hold latencies in coarse buckets: half a bucket of either run widens the interval. Pure, seeded, NumPy only.
 
-Shape legend: S seconds, V distinct latencies, R repetitions.
+Shape legend: S seconds, V buckets of latency, R repetitions, C columns: V and the counts.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ REPETITIONS: Final = 1000
 BLOCK_S: Final = 5
 CONFIDENCE: Final = 0.95
 LATENCIES: Final = (("p50_ms", 0.50), ("p95_ms", 0.95), ("p99_ms", 0.99))
+# Weights of resamples held at a time: 32 MB, where all those of a week's soak would be 5 GB.
+_WEIGHTS_AT_ONCE: Final = 4_000_000
+_COUNTS: Final = ("intended", "good", "refused", "failed", "answered")
 _HALF_BUCKET: Final = 2.0 ** -(CURVE_BITS + 1)
 HIGHER_IS_BETTER: Final = frozenset({"goodput", "good_per_s"})
 
@@ -110,23 +113,20 @@ def _figures(run: RunResult) -> dict[str, float]:
 def _figures_of_resamples(run: RunResult, rng: np.random.Generator, repetitions: int) -> dict[str, NDArray[np.float64]]:
     """Each figure of `repetitions` runs made of this one's blocks, and last of the run itself, [R + 1]."""
     seconds = _every_second(run)
-    weights_RS = np.vstack([_block_weights(len(seconds), rng, repetitions), np.ones(len(seconds))])
     latency_SV, values_s_V = _latency_table(seconds)
-    below_RV = np.cumsum(weights_RS @ latency_SV, axis=1)
-    answered_R = below_RV[:, -1] if below_RV.shape[1] else np.zeros(len(weights_RS))
+    counts_S = [np.array([getattr(each, name) for each in seconds], np.float64) for name in _COUNTS]
+    sums_RC = _resampled(np.column_stack([latency_SV, *counts_S]), rng, repetitions)
+    below_RV = np.cumsum(sums_RC[:, : len(values_s_V)], axis=1)
+    sums_R = dict(zip(_COUNTS, sums_RC[:, len(values_s_V) :].T, strict=True))
+    answered_R = below_RV[:, -1] if len(values_s_V) else np.zeros(len(below_RV))
     found: dict[str, NDArray[np.float64]] = {}
     for name, share in LATENCIES:
         if not len(values_s_V):
-            found[name] = np.full(len(weights_RS), np.nan)
+            found[name] = np.full(len(below_RV), np.nan)
             continue
         ranks_R = np.maximum(1, np.ceil(share * answered_R - 1e-9))
         place_R = np.minimum((below_RV < ranks_R[:, None]).sum(axis=1), len(values_s_V) - 1)
         found[name] = np.where(answered_R > 0, 1000 * values_s_V[place_R], np.nan)
-    counts_S = {
-        name: np.array([getattr(each, name) for each in seconds], np.float64)
-        for name in ("intended", "good", "refused", "failed", "answered")
-    }
-    sums_R = {name: weights_RS @ each_S for name, each_S in counts_S.items()}
     intended_R = np.maximum(1, sums_R["intended"])
     # Seconds do not say which answers were wrong; over the whole run their share of the answers is known.
     wrong_share = run.counts.wrong / max(1, run.counts.answered)
@@ -145,6 +145,17 @@ def _every_second(run: RunResult) -> list[Second]:
     return [known.get(number) or Second(second=number) for number in range(min([first, *known]), last + 1)]
 
 
+def _resampled(table_SC: NDArray[np.float64], rng: np.random.Generator, repetitions: int) -> NDArray[np.float64]:
+    """Sums over the seconds of each resample, and last of the run itself, [R + 1, C]."""
+    seconds = len(table_SC)
+    at_once = max(1, _WEIGHTS_AT_ONCE // seconds)
+    sums = [
+        _block_weights(seconds, rng, min(at_once, repetitions - begin)) @ table_SC
+        for begin in range(0, repetitions, at_once)
+    ]
+    return np.vstack([*sums, table_SC.sum(axis=0)])
+
+
 def _block_weights(seconds: int, rng: np.random.Generator, repetitions: int) -> NDArray[np.float64]:
     """How often each second is in each resample [R, S]: moving blocks, in a circle so that all seconds count alike."""
     blocks = math.ceil(seconds / BLOCK_S)
@@ -156,20 +167,15 @@ def _block_weights(seconds: int, rng: np.random.Generator, repetitions: int) -> 
 
 
 def _latency_table(seconds: Sequence[Second]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Counts by second and latency [S, V], and the latencies [V] in order."""
-    rows: list[dict[float, int]] = []
-    for each in seconds:
-        row: dict[float, int] = {}
-        for edge_s, count in each.latency.buckets():
-            row[edge_s] = row.get(edge_s, 0) + count
-        rows.append(row)
-    values = sorted({edge_s for row in rows for edge_s in row})
-    place = {edge_s: index for index, edge_s in enumerate(values)}
-    table = np.zeros((len(rows), len(values)))
+    """Counts by second and bucket [S, V], and the upper edges [V] in order."""
+    rows = [each.latency.shared_buckets() for each in seconds]
+    edges = sorted({edge_s for row in rows for edge_s, _ in row})
+    place = {edge_s: index for index, edge_s in enumerate(edges)}
+    table = np.zeros((len(rows), len(edges)))
     for index, row in enumerate(rows):
-        for edge_s, count in row.items():
+        for edge_s, count in row:
             table[index, place[edge_s]] = count
-    return table, np.array(values)
+    return table, np.array(edges)
 
 
 def _warnings(before: RunResult, after: RunResult) -> list[str]:

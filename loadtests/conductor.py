@@ -79,6 +79,7 @@ class Conductor:
         # Of the master: what each worker said.
         self._ready: dict[str, str] = {}
         self._done: dict[str, GeneratorProcess] = {}
+        self._left: dict[str, float] = {}
         self._tally = Tally()
         self._news = Event()
         self._finished = Event()
@@ -154,7 +155,7 @@ class Conductor:
             gevent.spawn(self._prepare_worker)
             return
         self._finished.clear()
-        self._ready, self._done, self._tally = {}, {}, Tally()
+        self._ready, self._done, self._left, self._tally = {}, {}, {}, Tally()
         self._run_id = uuid.uuid4().hex
         self._conducting = gevent.spawn(self._conduct)
 
@@ -224,6 +225,12 @@ class Conductor:
             processes=tuple(self._done[each] for each in workers if each in self._done),
             expected=len(workers),
             lost=lost,
+            left=[
+                (f"worker {index}", self._left[each])
+                for index, each in enumerate(workers)
+                # Later there was nothing left to send.
+                if self._left.get(each, plan.duration_s) < plan.duration_s
+            ],
             without_callers=sum(plan.is_idle(index, len(workers)) for index in range(len(workers))),
             stopped_at_s=self._stop.after_s(start_unix_s),
         )
@@ -308,6 +315,7 @@ class Conductor:
             "run": self._run_id,
             "tally": process.take().to_json(),
             "process": process.report(name).model_dump(mode="json"),
+            "stopped_at_s": process.stopped_at_s,
         }
         environment.runner.send_message(_DONE, content)
         self._finished.set()
@@ -334,6 +342,10 @@ class Conductor:
         if msg.data["run"] == self._run_id:
             self._tally.merge(Tally.from_json(msg.data["tally"]))
             self._done[msg.node_id] = GeneratorProcess.model_validate(msg.data["process"])
+            # Asked now and not when all have ended: Locust itself stops a run whose last worker has left. Ctrl-C comes
+            # to a group of processes at once, and so to this one before a worker's answer to it.
+            if msg.data["stopped_at_s"] is not None and not self._stop:
+                self._left[msg.node_id] = msg.data["stopped_at_s"]
             self._news.set()
 
     # ------------------------------------------------------------------ end

@@ -35,6 +35,8 @@ class Sighting:
     """Processes that the run began with."""
     lost: Sequence[str] = ()
     """Names of those that went away in mid-run."""
+    left: Sequence[tuple[str, float]] = ()
+    """(Name, seconds from the start) of those that were ended in mid-run by themselves, and said so."""
     without_callers: int = 0
     """Processes at the end that have nothing to send: a closed loop of fewer callers than processes."""
     stopped_at_s: float | None = None
@@ -42,15 +44,35 @@ class Sighting:
 
 
 def generator_of(
-    tally: Tally, sighting: Sighting, *, measured_s: float, open_loop: bool, bounds: HealthBounds | None = None
+    tally: Tally,
+    sighting: Sighting,
+    *,
+    measured_s: float,
+    open_loop: bool,
+    scheduled: tuple[int, int] | None = None,
+    bounds: HealthBounds | None = None,
 ) -> Generator:
-    """The generator's part of a run's record, with every reason why the run is none."""
+    """The generator's part of a run's record, with every reason why the run is none.
+
+    `scheduled`: at least and at most so many arrivals were to be counted; None where nobody knows, as in a closed loop
+    or in a run that was stopped.
+    """
     bounds = bounds or HealthBounds()
     intended, within = tally.counts["intended"], tally.counts["sent_within"]
     invalid = [f"{name} was lost in mid-run: what it would have sent was not sent" for name in sighting.lost]
+    invalid += [
+        f"{name} was ended after {after_s:.1f} s, and the run was not: what it would have sent then was not sent"
+        for name, after_s in sighting.left
+    ]
     silent = sighting.expected - len(sighting.processes) - len(sighting.lost)
     if silent > 0:
         invalid.append(f"{silent} of {sighting.expected} workers never reported what they did")
+    if not invalid and scheduled is not None and not scheduled[0] <= intended <= scheduled[1]:
+        # Where a process is missing, so is its share, and the reason is there already.
+        invalid.append(
+            f"{intended} arrivals were counted where the schedule has {_between(*scheduled)} after the warm-up: "
+            "counts were lost on their way, or a part was not sent; run it again"
+        )
     if not intended:
         invalid.append("nothing was to be sent after the warm-up; run for longer")
     if open_loop and intended:
@@ -100,6 +122,10 @@ def _schedule_reasons(tally: Tally, *, intended: int, within: int, bounds: Healt
             f"{within / intended - 1:+.1%} off the intended one, beyond {bounds.rate_share:.0%}"
         )
     return reasons
+
+
+def _between(least: int, most: int) -> str:
+    return f"{least}" if least == most else f"{least} to {most}"
 
 
 class StopRequest:

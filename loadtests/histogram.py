@@ -139,7 +139,12 @@ class Histogram:
 
     def buckets(self) -> list[tuple[float, int]]:
         """(Upper edge in seconds, count) of each bucket that holds something, in order: what a CDF is drawn from."""
-        return [(min(self._edge_s(index + 1), self.max_s), count) for index, count in sorted(self._counts.items())]
+        return [(min(edge_s, self.max_s), count) for edge_s, count in self.shared_buckets()]
+
+    def shared_buckets(self) -> list[tuple[float, int]]:
+        """As `buckets`, but the last one too ends at an edge that all histograms of these `bits` have: what is counted
+        side by side falls into the same columns."""
+        return [(self._edge_s(index + 1), count) for index, count in sorted(self._counts.items())]
 
     @property
     def mean_s(self) -> float:

@@ -12,6 +12,7 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import gevent
@@ -23,6 +24,8 @@ from loadtests.options import tls_context
 # An honest answer to one sample is logits of 21,843 classes: 87 kB.
 MAX_REPLY_BYTES = 1 << 20
 CONNECT_TIMEOUT_S = 5.0
+# Of one name: localhost has two, a large service a few.
+MAX_ADDRESSES = 8
 _READ_BYTES = 65_536
 # Heads of a response, those of 1xx before it included. A server's own is below 1 kB, and proxies refuse to pass on more
 # than 8 to 64 kB. Checked after each read, so that one read more may be kept.
@@ -40,6 +43,10 @@ _PLAIN = re.compile(
 _HEAD_END = b"\r\n\r\n"
 _INTERIM = re.compile(rb"HTTP/1\.[01] 1\d\d\b")
 _CLOSES = re.compile(rb"\r\nconnection:[ \t]*close", re.IGNORECASE)
+
+
+# Family and address, as getaddrinfo gives them.
+_Address = tuple[int, tuple[Any, ...]]
 
 
 class SendError(Exception):
@@ -115,7 +122,7 @@ class HttpSender:
         self._timeout_s = timeout_s
         self._keep_open = keep_open
         self._idle: collections.deque[socket.socket] = collections.deque()
-        self._address: tuple[int, tuple[str, int]] | None = None
+        self._address: _Address | None = None
         self.opened = 0
         """Connections opened so far."""
         self.sent_again = 0
@@ -192,33 +199,48 @@ class HttpSender:
             self.sent_again += 1
 
     def _connect(self) -> socket.socket:
-        if self._address is None:
-            try:
-                found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)[0]
-            except OSError as error:
-                raise SendError(f"no such host ({_reason(error)})") from None
-            self._address = (found[0], found[4][:2])
-        family, address = self._address
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock = self._reach()
         try:
             sock.settimeout(CONNECT_TIMEOUT_S)
-            sock.connect(address)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._tls is not None:
                 sock = self._tls.wrap_socket(sock, server_hostname=self._host)
             # `send` has a timeout for the whole.
             sock.settimeout(None)
-        except TimeoutError:
+        except BaseException as error:
             sock.close()
-            raise SendError("connect timeout") from None
-        except OSError as error:
-            sock.close()
-            raise SendError(f"no connection ({_reason(error)})") from None
-        except BaseException:
-            sock.close()
+            if isinstance(error, OSError):
+                raise _no_connection(error) from None
             raise
         self.opened += 1
         return sock
+
+    def _reach(self) -> socket.socket:
+        """A connection to the first address of the name that takes one, and from then on to no other.
+
+        So the checks before a run reach the server, too. SendError where none does, within CONNECT_TIMEOUT_S in all.
+        """
+        ends_s = time.monotonic() + CONNECT_TIMEOUT_S
+        addresses = [self._address] if self._address is not None else self._addresses()
+        trouble = OSError("no address")
+        for tried, (family, address) in enumerate(addresses):
+            # One that never answers leaves the others their part of the time.
+            share_s = max(0.0, ends_s - time.monotonic()) / (len(addresses) - tried)
+            try:
+                sock = _connected(family, address, timeout_s=share_s)
+            except OSError as error:
+                trouble = error
+                continue
+            self._address = (family, address)
+            return sock
+        raise _no_connection(trouble)
+
+    def _addresses(self) -> list[_Address]:
+        try:
+            found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise SendError(f"no such host ({_reason(error)})") from None
+        return [(each[0], each[4]) for each in found[:MAX_ADDRESSES]]
 
     @property
     def idle(self) -> int:
@@ -302,6 +324,23 @@ def _receive_more(sock: socket.socket, ends_s: float, most_bytes: int = _READ_BY
     if not data:
         raise HTTPParseError("closed in the middle")
     return data
+
+
+def _connected(family: int, address: tuple[Any, ...], *, timeout_s: float) -> socket.socket:
+    if timeout_s <= 0:
+        raise TimeoutError
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout_s)
+        sock.connect(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _no_connection(error: OSError) -> SendError:
+    return SendError("connect timeout" if isinstance(error, TimeoutError) else f"no connection ({_reason(error)})")
 
 
 def _reason(error: OSError) -> str:

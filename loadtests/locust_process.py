@@ -81,7 +81,7 @@ def run_locust(
 def observed(folder: Path, result: RunResult, *, rate_per_s: float) -> Observation:
     """What a run with records saw, request by request. What was dropped for lack of room was never answered, and stands
     at the end."""
-    arrivals, latencies, kinds = [], [], []
+    arrivals, latencies, delays, kinds = [], [], [], []
     for file in sorted(folder.glob("requests*.csv")):
         with file.open(newline="", encoding="utf-8") as lines:
             for row in csv.DictReader(lines):
@@ -89,11 +89,13 @@ def observed(folder: Path, result: RunResult, *, rate_per_s: float) -> Observati
                     arrivals.append(float(row["intended_s"]))
                     answered = row["outcome"] in ("right", "wrong", "unchecked")
                     latencies.append(float(row["ended_s"]) - float(row["intended_s"]) if answered else math.inf)
+                    delays.append(float(row["sent_s"]) - float(row["intended_s"]))
                     kinds.append(row["outcome"])
     end_s = max(arrivals, default=0.0)
     for _ in range(result.dropped.get("full", 0)):
         arrivals.append(end_s)
         latencies.append(math.inf)
+        delays.append(0.0)
         kinds.append("failed")
     order = np.argsort(arrivals, kind="stable")
     outcome = np.array(kinds)[order]
@@ -101,6 +103,7 @@ def observed(folder: Path, result: RunResult, *, rate_per_s: float) -> Observati
         rate_per_s=rate_per_s,
         arrivals_s=np.array(arrivals)[order],
         latencies_s=np.array(latencies)[order],
+        delays_s=np.array(delays)[order],
         wrong=outcome == "wrong",
         refused=outcome == "refused",
         failed=outcome == "failed",

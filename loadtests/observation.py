@@ -35,6 +35,8 @@ class Observation:
     """Intended starts, seconds."""
     latencies_s: NDArray[np.float64]
     """From the intended start; infinite where there was no answer."""
+    delays_s: NDArray[np.float64]
+    """From the intended to the actual start, the generator's own; 0 where nothing was sent."""
     wrong: NDArray[np.bool_]
     refused: NDArray[np.bool_]
     failed: NDArray[np.bool_]
@@ -45,15 +47,22 @@ class Observation:
 
     @property
     def is_growing(self) -> bool:
-        """Whether the queue grew all the time: the server is over-saturated, whatever the objective says."""
+        """Whether the queue grew all the time: the server is over-saturated, whatever the objective says.
+
+        Judged from the actual starts, so that a generator that falls behind is not taken for a server that does.
+        """
         fifth = len(self.latencies_s) // 5
         if fifth < 10:
             return False
-        first, last = np.median(self.latencies_s[:fifth]), np.median(self.latencies_s[-fifth:])
-        middle = np.median(self.latencies_s[2 * fifth : 3 * fifth])
+        service_s = self.latencies_s - self.delays_s
+        first, last = np.median(service_s[:fifth]), np.median(service_s[-fifth:])
+        middle = np.median(service_s[2 * fifth : 3 * fifth])
         # Equal where both stand for what was never answered.
         grows_on = last > middle or middle == last == np.inf
-        return bool(last > _GROWTH * first and grows_on and middle > first)
+        if not (last > _GROWTH * first and grows_on and middle > first):
+            return False
+        # Whoever sends late also reads answers late, by about as much.
+        return bool(last - first > _GROWTH * np.median(self.delays_s[-fifth:]))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

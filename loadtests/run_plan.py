@@ -123,6 +123,9 @@ class RunPlan:
         """Whether there is no caller for this worker; in an open loop every worker has a share."""
         return self.arrivals is None and not self.callers_of(worker, workers)
 
+    def _scheduled(self) -> tuple[int, int] | None:
+        return None if self.arrivals is None else self.arrivals.number_after(self.options.warmup_s)
+
     def announcement(self, *, workers: int) -> str:
         """What is going to be sent."""
         return announcement(
@@ -172,6 +175,7 @@ class RunPlan:
                 sighting,
                 measured_s=measured_s,
                 open_loop=open_loop,
+                scheduled=self._scheduled() if sighting.stopped_at_s is None else None,
                 bounds=HealthBounds(schedule_delay_p99_s=self.options.max_late_s),
             ),
         )

@@ -97,6 +97,29 @@ def test_many_random_arrivals_are_expected_and_not_counted():
     assert RatedArrivals("constant", curve, spacing="even").planned() == 604_800_000
 
 
+@pytest.mark.parametrize("spacing", ["even", "poisson"])
+def test_the_number_after_the_warm_up_is_that_of_the_schedule(spacing):
+    for start_s in (0.0, 0.5, 3.0, 10.0):
+        for arrivals in (
+            RatedArrivals("any", ramp(10, 200, 10.0), spacing=spacing, seed=4),
+            RecordedArrivals(np.linspace(0, 3, 40), repeat=3),
+        ):
+            number = (times(arrivals) >= start_s).sum()
+            assert arrivals.number_after(start_s) == (number, number)
+
+
+@pytest.mark.parametrize("spacing", ["even", "poisson"])
+def test_of_many_arrivals_the_number_after_the_warm_up_has_bounds(spacing, monkeypatch):
+    monkeypatch.setattr("loadtests.arrivals.COUNTED_EXACTLY", 1000)
+    for seed in range(20):
+        arrivals = RatedArrivals("any", ramp(10, 2000, 10.0), spacing=spacing, seed=seed)
+        for start_s in (0.0, 5.0, 9.99, 10.0, 20.0):
+            least, most = arrivals.number_after(start_s)
+            assert least <= (times(arrivals) >= start_s).sum() <= most
+        least, most = arrivals.number_after(0.0)
+        assert most - least < 0.15 * least
+
+
 def test_an_hour_of_a_thousand_a_second_comes_in_small_chunks():
     chunks = RatedArrivals("poisson", constant(1000, 3600)).chunks()
     assert all(len(chunk) <= CHUNK for chunk in itertools.islice(chunks, 20))

@@ -20,7 +20,7 @@ P99 = Criterion(name="latency.p99_ms", limit=0.01, bound_s=3 * SERVICE_S)
 
 def observation(arrivals_s, latencies_s, rate_per_s, **changes):
     nobody = np.zeros(len(arrivals_s), np.bool_)
-    facts = {"wrong": nobody, "refused": nobody, "failed": nobody}
+    facts = {"delays_s": np.zeros(len(arrivals_s)), "wrong": nobody, "refused": nobody, "failed": nobody}
     return Observation(rate_per_s=rate_per_s, arrivals_s=arrivals_s, latencies_s=latencies_s, **(facts | changes))
 
 
@@ -153,6 +153,39 @@ def test_a_queue_grows_also_where_most_of_it_is_never_answered(answered, grows):
     arrivals_s = np.arange(1000) / 100
     latencies_s = np.where(np.arange(1000) < 1000 * answered, 0.01 + arrivals_s, np.inf)
     assert observation(arrivals_s, latencies_s, 100).is_growing is grows
+
+
+def late_generator(arrivals_s, latencies_s, rate_per_s, *, most_s=0.1, reads_late=0.5):
+    """The same server, asked by a generator that falls further and further behind: it reads answers late as well."""
+    delays_s = np.linspace(0, most_s, len(arrivals_s))
+    seen_s = latencies_s + (1 + reads_late) * delays_s
+    return observation(arrivals_s, seen_s, rate_per_s, delays_s=delays_s, invalid=("it was late",))
+
+
+@pytest.mark.parametrize("reads_late", [0.0, 1.0, 2.0])
+def test_a_generator_that_falls_behind_is_no_queue_that_grows(reads_late):
+    for seed in range(10):
+        seen = queue(1, seed=seed)(30.0, 20.0, 1)
+        late = late_generator(seen.arrivals_s, seen.latencies_s, 30.0, reads_late=reads_late)
+        assert np.median(late.latencies_s[-100:]) > 3 * np.median(late.latencies_s[:100])
+        assert not late.is_growing
+
+
+def test_a_server_that_falls_behind_is_seen_behind_a_late_generator_too():
+    for seed in range(10):
+        seen = queue(1, seed=seed)(200.0, 5.0, 1)
+        assert late_generator(seen.arrivals_s, seen.latencies_s, 200.0).is_growing
+
+
+def test_a_late_generator_is_not_what_the_server_carries():
+    def measure(rate_per_s, seconds, seed):
+        seen = queue(4)(rate_per_s, seconds, seed)
+        return seen if rate_per_s < 50 else late_generator(seen.arrivals_s, seen.latencies_s, rate_per_s)
+
+    probes: list[Probe] = []
+    with pytest.raises(TooBusyError, match="it was late"):
+        CapacitySearch(measure=measure, criteria=[P99], start_per_s=20, on_probe=probes.append).run()
+    assert [probe.is_over for probe in probes] == [False, False]
 
 
 def test_a_queue_that_grows_is_over_whatever_else_is_said():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from loadtests.compare import compare
+from loadtests.compare import _latency_table, compare
+from loadtests.histogram import CURVE_BITS
 from loadtests.run_result import Generator
 from split_inference.errors import UsageError
 from tests.loadtests.results import run_of
@@ -69,6 +70,22 @@ def test_a_change_that_is_smaller_than_a_bucket_is_not_seen():
     before = run_of([], seconds=[[0.005004] * 30 for _ in range(30)])
     after = run_of([], seconds=[[0.005005] * 30 for _ in range(30)])
     assert changes(before, after)["p50_ms"].verdict == "no difference seen"
+
+
+def test_a_long_run_takes_no_more_columns_than_there_are_buckets():
+    for seconds in (60, 1200):
+        run = run_of([], seconds=seconds_of(3, seconds=seconds, rate=10))
+        table_SV, edges_s_V = _latency_table(run.seconds)
+        assert table_SV.shape == (seconds, len(edges_s_V))
+        assert table_SV.sum() == run.latency.count
+        assert len(edges_s_V) == len(run.latency.coarser(CURVE_BITS).buckets())
+
+
+def test_resamples_are_the_same_however_many_are_made_at_a_time(monkeypatch):
+    before, after = (run_of([], seconds=seconds_of(seed)) for seed in (1, 2))
+    whole = compare(before, after)
+    monkeypatch.setattr("loadtests.compare._WEIGHTS_AT_ONCE", 1000)
+    assert compare(before, after) == whole
 
 
 def test_seconds_in_which_nothing_was_meant_to_start_count():

@@ -27,15 +27,19 @@ def tally(count=1000, *, delay_s=0.0005, dropped=(), sent_after_s=None):
     return run.take()
 
 
-def judged(counted, *, processes=(), expected=1, lost=(), open_loop=True, stopped_at_s=None, without_callers=0):
+def judged(
+    counted, *, processes=(), expected=1, lost=(), left=(), open_loop=True, stopped_at_s=None, without_callers=0,
+    scheduled=None,
+):  # fmt: skip
     sighting = Sighting(
         processes=tuple(processes) or (process(),),
         expected=expected,
         lost=lost,
+        left=left,
         without_callers=without_callers,
         stopped_at_s=stopped_at_s,
     )
-    return generator_of(counted, sighting, measured_s=10.0, open_loop=open_loop)
+    return generator_of(counted, sighting, measured_s=10.0, open_loop=open_loop, scheduled=scheduled)
 
 
 def test_a_generator_that_kept_its_schedule_is_valid():
@@ -53,6 +57,10 @@ def test_a_generator_that_kept_its_schedule_is_valid():
         (tally(dropped=["late"] * 2), {}, "late for them"),
         (tally(), {"processes": [process(cpu_share=0.95)]}, "95% of a core"),
         (tally(), {"lost": ["worker 1"], "expected": 2}, "worker 1 was lost"),
+        (tally(), {"left": [("worker 1", 2.0)]}, "worker 1 was ended after 2.0 s"),
+        (tally(), {"left": [("worker 1", 2.0)], "open_loop": False}, "worker 1 was ended after 2.0 s"),
+        (tally(), {"scheduled": (1001, 1001)}, "1000 arrivals were counted where the schedule has 1001"),
+        (tally(), {"scheduled": (999, 999)}, "1000 arrivals were counted where the schedule has 999"),
         (tally(), {"expected": 2}, "never reported"),
         (tally(), {"processes": [process("a"), process("b", sent=0)], "expected": 2}, "b sent nothing"),
         (tally(0), {}, "nothing was to be sent"),
@@ -66,6 +74,16 @@ def test_every_reason_makes_a_run_invalid_in_one_line(counted, facts, why):
 
 def test_one_late_arrival_in_a_thousand_is_noise():
     assert judged(tally(dropped=["late"])).invalid == ()
+
+
+def test_a_schedule_that_was_counted_whole_is_no_reason():
+    assert judged(tally(), scheduled=(1000, 1000)).invalid == ()
+    assert judged(tally(), scheduled=(990, 1010)).invalid == ()
+
+
+def test_a_worker_that_is_missing_is_the_one_reason_for_the_share_that_is():
+    for facts in ({"left": [("worker 1", 2.0)]}, {"lost": ["worker 1"], "expected": 2}, {"expected": 2}):
+        assert len(judged(tally(), scheduled=(2000, 2000), **facts).invalid) == 1
 
 
 def test_a_closed_loop_has_no_schedule_to_miss():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -100,6 +101,16 @@ def test_buckets_count_everything_and_end_at_the_maximum(rng):
     assert sum(counts) == 1000
     assert list(edges) == sorted(edges)
     assert edges[-1] == histogram.max_s
+
+
+def test_histograms_side_by_side_share_the_edges_of_their_buckets(rng):
+    values = rng.exponential(0.1, 1000)
+    parts = [Histogram.of(part.tolist(), bits=6).shared_buckets() for part in np.split(values, 50)]
+    whole = Histogram.of(values.tolist(), bits=6)
+    assert {edge for part in parts for edge, _ in part} == {edge for edge, _ in whole.shared_buckets()}
+    for (edge, count), (cut, same) in zip(whole.shared_buckets(), whole.buckets(), strict=True):
+        assert cut == min(edge, whole.max_s)
+        assert count == same
 
 
 def test_nan_and_unequal_precisions_are_refused():

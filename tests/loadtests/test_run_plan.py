@@ -11,19 +11,20 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from loadtests.arrivals import RatedArrivals
+from loadtests.arrivals import RatedArrivals, share_of
 from loadtests.generator_health import Sighting
 from loadtests.options import RunOptions, add_common_arguments, check_file_limit, read_token
 from loadtests.preflight import checked_host
 from loadtests.rate_curve import constant
 from loadtests.run_folder import new_run_folder
 from loadtests.run_plan import RunPlan
-from loadtests.run_recorder import Tally
+from loadtests.run_recorder import RunRecorder, Tally
 from loadtests.run_result import GeneratorProcess, read_result, write_result
 from loadtests.run_summary import summary
 from loadtests.stub_payloads import write_stub_payloads
 from split_inference.errors import DataError, DigestMismatchError, SplitInferenceError, UsageError
 from split_inference.payload_file import PayloadFile
+from tests.loadtests.helpers import RIGHT
 
 
 class Parser(ArgumentParser):
@@ -254,6 +255,36 @@ def test_a_record_is_written_and_read_back(server, payloads, tmp_path):
     assert read_result(folder) == read_result(folder / "result.json") == result
     assert "INVALID" in summary(result)
     assert new_run_folder("poisson", runs=tmp_path) != folder
+
+
+@pytest.mark.parametrize("stopped_at_s", [None, 6.0])
+def test_counts_that_never_arrived_make_a_run_invalid_unless_it_was_stopped(server, payloads, stopped_at_s):
+    made = plan(server[0], payloads)
+    made.close()
+    assert made.arrivals is not None
+    recorder = RunRecorder(warmup_s=2.0, ends_s=10.0, deadline_s=None)
+    times_s = [at_s for _, at_s in share_of(made.arrivals, worker=0, workers=1)]
+    process = GeneratorProcess(name="generator", cpu_share=0.1, rss_mb=80, schedule_delay_p99_s=0.0)
+    sighting = Sighting(processes=(process,), expected=1, stopped_at_s=stopped_at_s)
+
+    def reasons(tally):
+        facts = {"command": "locust", "started_at": "2026-01-01T00:00:00+00:00"}
+        return made.result(tally, sighting, **facts).generator.invalid
+
+    def counted(until_s):
+        for at_s in times_s:
+            if at_s < until_s:
+                recorder.ended("a", intended_s=at_s, sent_s=at_s, ended_s=at_s + 0.01, verdict=RIGHT)
+        return recorder.take()
+
+    assert reasons(counted(10.0)) == ()
+    # As where the last report of a process got lost.
+    found = reasons(counted(9.0))
+    if stopped_at_s is None:
+        assert len(found) == 1
+        assert "arrivals were counted where the schedule has" in found[0]
+    else:
+        assert found == ()
 
 
 def test_a_folder_in_use_and_a_damaged_record_are_refused(tmp_path):
