@@ -20,13 +20,12 @@ from torch import nn
 
 from split_inference.audio_preprocessing import AudioPreprocessing
 from split_inference.errors import ModelLoadError
+from split_inference.hf_image_steps import image_steps
 from split_inference.model_card import CardFile, Preprocessing, Task
 from split_inference.model_split import first_line
 from split_inference.preprocessing import ImagePreprocessing
 
 HUB_CONNECT_TIMEOUT_S = 5.0
-# PIL's numbers, which preprocessor_config.json uses
-_RESAMPLE_NAMES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
 def load_hf(source: str, *, random_weights: bool) -> tuple[nn.Module, CardFile]:
@@ -110,11 +109,11 @@ def _card(source: str, config: Any, task: Task, *, local: bool) -> CardFile:
     import transformers
 
     labels = tuple(str(config.id2label[i]) for i in sorted(config.id2label))
-    settings = _preprocessor_settings(source, local=local)
     preprocessing: Preprocessing | None = None
     input_shape: tuple[int, ...] | None = None
+    settings = _preprocessor_settings(source, local=local)
     if task == "image-classification":
-        preprocessing = _image_preprocessing(settings, config)
+        preprocessing = _image_preprocessing(source, config, local=local)
     elif settings is not None and "feature_extractor_type" in settings:
         rate = int(settings.get("sampling_rate", 16_000))
         preprocessing = AudioPreprocessing(sampling_rate=rate, extractor=settings)
@@ -144,35 +143,16 @@ def _preprocessor_settings(source: str, *, local: bool) -> dict[str, Any] | None
     return settings
 
 
-def _image_preprocessing(settings: dict[str, Any] | None, config: Any) -> ImagePreprocessing:
-    settings = settings or {}
-    edge = getattr(config, "image_size", 224)
-    height, width = edge if isinstance(edge, (list, tuple)) else (edge, edge)
-    size = settings.get("size", {})
-    if isinstance(size, int):
-        size = {"shortest_edge": size}
-    shortest = None
-    crop = settings.get("crop_size") if settings.get("do_center_crop") else None
-    if "height" in size:
-        height, width = size["height"], size["width"]
-    elif "shortest_edge" in size:
-        shortest = size["shortest_edge"]
-        height = width = shortest
-        if crop is None and "crop_pct" in settings and settings["crop_pct"] and shortest < 384:
-            # ConvNeXt's processor: resize to edge / crop_pct, then crop to the edge; from 384 on it only resizes.
-            shortest = int(shortest / settings["crop_pct"])
-    if crop is not None:
-        height, width = (crop, crop) if isinstance(crop, int) else (crop["height"], crop["width"])
-        shortest = shortest or max(height, width)
-    scale = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
-    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    if settings.get("do_normalize", bool(settings)):
-        mean, std = tuple(settings.get("image_mean", (0.5,) * 3)), tuple(settings.get("image_std", (0.5,) * 3))
-    return ImagePreprocessing(
-        height=height,
-        width=width,
-        shortest_edge=shortest,
-        resample=_RESAMPLE_NAMES.get(settings.get("resample", 2), "bilinear"),  # type: ignore[arg-type]
-        mean=tuple(value / scale for value in mean),  # type: ignore[arg-type]
-        std=tuple(value / scale for value in std),  # type: ignore[arg-type]
+def _image_preprocessing(source: str, config: Any, *, local: bool) -> ImagePreprocessing:
+    """What its processor does; of a model without one, resizing to what it takes, with pixels of 0 to 1."""
+    import transformers
+
+    if _preprocessor_settings(source, local=local) is None:
+        edge = getattr(config, "image_size", 224)
+        height, width = edge if isinstance(edge, (list, tuple)) else (edge, edge)
+        return ImagePreprocessing(height=height, width=width)
+    # The one on PIL: the other one needs torchvision, and resizes a little differently.
+    processor = transformers.AutoImageProcessor.from_pretrained(
+        source, backend="pil", trust_remote_code=False, local_files_only=local
     )
+    return image_steps(processor, source=source)

@@ -46,9 +46,13 @@ class ImagePreprocessing(BaseModel):
     width: PositiveInt
     shortest_edge: PositiveInt | None = None
     """Resize so, then crop the centre; None resizes straight to height x width."""
+    resized: tuple[PositiveInt, PositiveInt] | None = None
+    """Height and width to resize straight to, before the centre is cropped; instead of `shortest_edge`."""
     resample: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    channels: Literal["RGB", "BGR"] = "RGB"
+    """The order in which the model takes them."""
     mean: Triple = (0.0, 0.0, 0.0)
-    """Per channel R, G, B, in pixel units (0..255)."""
+    """Per channel, in the model's order, in pixel units (0..255)."""
     std: Triple = Field(default=(255.0, 255.0, 255.0))
     """Per channel, in pixel units; none may be 0."""
 
@@ -58,6 +62,10 @@ class ImagePreprocessing(BaseModel):
             raise ValueError(f"std must be positive, got {self.std}")
         if self.shortest_edge is not None and self.shortest_edge < max(self.height, self.width):
             raise ValueError(f"shortest_edge {self.shortest_edge} is smaller than the crop {self.height}x{self.width}")
+        if self.resized is not None and self.shortest_edge is not None:
+            raise ValueError("resized and shortest_edge exclude each other")
+        if self.resized is not None and (self.resized[0] < self.height or self.resized[1] < self.width):
+            raise ValueError(f"resized {list(self.resized)} is smaller than the crop {self.height}x{self.width}")
         return self
 
     @property
@@ -81,8 +89,11 @@ class ImagePreprocessing(BaseModel):
         """
         resample = _RESAMPLING[self.resample]
         if self.shortest_edge is None:
-            if image.size != (self.width, self.height):
-                image = image.resize((self.width, self.height), resample)
+            height, width = self.resized or (self.height, self.width)
+            if image.size != (width, height):
+                image = image.resize((width, height), resample)
+            if self.resized is not None:
+                image = self._centre_of(image)
         else:
             scale = self.shortest_edge / min(image.size)
             width, height = (max(self.shortest_edge, round(edge * scale)) for edge in image.size)
@@ -91,11 +102,16 @@ class ImagePreprocessing(BaseModel):
                     f"an image of {image.width}x{image.height} would be {width}x{height} pixels before it is cropped; "
                     f"at most {MAX_PIXELS} are made"
                 )
-            left, top = (width - self.width) // 2, (height - self.height) // 2
-            image = image.resize((width, height), resample).crop((left, top, left + self.width, top + self.height))
+            image = self._centre_of(image.resize((width, height), resample))
         pixels_HWC = np.asarray(image, dtype=np.float32)
+        if self.channels == "BGR":
+            pixels_HWC = pixels_HWC[:, :, ::-1]
         normal_HWC = (pixels_HWC - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return np.ascontiguousarray(normal_HWC.transpose(2, 0, 1)[None])
+
+    def _centre_of(self, image: Image.Image) -> Image.Image:
+        left, top = (image.width - self.width) // 2, (image.height - self.height) // 2
+        return image.crop((left, top, left + self.width, top + self.height))
 
 
 def _scans(jpeg: bytes) -> int:
