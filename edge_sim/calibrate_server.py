@@ -192,6 +192,20 @@ def profile_of(
     return profile.model_copy(update={"turnaround_s": turnaround_s(profile, spread)})
 
 
+def together(profiles: Sequence[ServerProfile]) -> ServerProfile:
+    """One server of several profiles, each of other split points. What a request takes beside its batch is that of the
+    first one; the rest between batches is the median."""
+    first = profiles[0]
+    batch_s = {name: by_rows for each in profiles for name, by_rows in each.batch_s.items()}
+    return first.model_copy(
+        update={
+            "batch_s": batch_s,
+            "decode_s": float(np.median([each.decode_s for each in profiles])),
+            "turnaround_s": float(np.median([each.turnaround_s for each in profiles])),
+        }
+    )
+
+
 def turnaround_s(profile: ServerProfile, samples: Sequence[Sample]) -> float:
     """Seconds between two batches with which the model of this server is as slow as the server was, at busy levels.
 

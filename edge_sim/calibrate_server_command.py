@@ -6,7 +6,7 @@ Knows the terminal: the progress bar, the table. What is done is in calibrate_se
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -18,14 +18,19 @@ def calibrate_server(
     url: Annotated[str, typer.Option(help="The server, as in http://127.0.0.1:8000.")],
     payload_file: Annotated[Path, typer.Option("--payloads", help="Prepared requests; see `payloads`.")],
     file: Annotated[Path, typer.Option("--out", "-o", help="The server profile to write, as JSON.")],
-    option: Annotated[int, typer.Option(min=0, help="Which of the payload file's options to ask.")] = 0,
+    options: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--option", min=0, help="Which of the payload file's options to ask; may be repeated. [default: all]"
+        ),
+    ] = None,
     seconds: Annotated[float, typer.Option(min=0.5, help="Of each closed loop; rates take at least twice that.")] = 3.0,
     replicas: Annotated[int, typer.Option(min=1, help="Replicas that the server has.")] = 1,
     max_batch: Annotated[int, typer.Option(min=1, help="Its max_batch_samples.")] = 16,
     yes: Annotated[bool, typer.Option("--yes", help="Send load to a host that is not this machine.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a real server, so that scenarios in virtual time can have one like it.
+    """Measure a real server, so that scenarios in virtual time can have one like it: what is asked, by split point.
 
     Example:
 
@@ -33,7 +38,7 @@ def calibrate_server(
     """
     import asyncio
 
-    from edge_sim.calibrate_server import capacity_per_s, measure, profile_of
+    from edge_sim.calibrate_server import Sample, capacity_per_s, measure, profile_of, together
     from edge_sim.transport import HttpTransport
     from split_inference.calibration import refuse_unwritable
     from split_inference.cli import progress_bar
@@ -45,14 +50,18 @@ def calibrate_server(
     if not yes and not is_this_machine(url):
         raise UsageError(f"{url} is not this machine: say --yes if load may go there")
     with PayloadFile.open(payload_file) as payload:
-        if option >= len(payload.header.options):
-            raise UsageError(f"--option {option}: {payload_file} has {len(payload.header.options)} options, from 0")
+        offered = payload.header.options
+        chosen = list(dict.fromkeys(options or range(len(offered))))
+        if (last := max(chosen)) >= len(offered):
+            raise UsageError(f"--option {last}: {payload_file} has {len(offered)} options, from 0")
+        # Two codecs of one split point have one tail.
+        by_point = {offered[each].split_point or "input": each for each in reversed(chosen)}
 
-        async def ask() -> Any:
+        async def ask(option: int) -> list[Sample]:
             transport = HttpTransport(url, connections=64)
             try:
                 with progress_bar() as bar:
-                    task = bar.add_task("measuring", total=None)
+                    task = bar.add_task(f"measuring {offered[option].title}", total=None)
                     return await measure(
                         transport,
                         payload,
@@ -63,31 +72,37 @@ def calibrate_server(
             finally:
                 await transport.close()
 
-        samples = asyncio.run(ask())
-        title = payload.header.options[option].title
-        profile = profile_of(
-            samples,
-            split_point="*",
-            source=f"calibrate-server {url}, {payload.header.model.name}, {title}",
-            replicas=replicas,
-            max_batch=max_batch,
+        samples = {point: asyncio.run(ask(option)) for point, option in reversed(by_point.items())}
+        titles = ", ".join(offered[each].title for each in reversed(by_point.values()))
+        profile = together(
+            [
+                profile_of(
+                    each,
+                    split_point=point,
+                    source=f"calibrate-server {url}, {payload.header.model.name}, {titles}",
+                    replicas=replicas,
+                    max_batch=max_batch,
+                )
+                for point, each in samples.items()
+            ]
         )
     file.write_text(profile.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    capacity = capacity_per_s(samples, seconds=seconds)
-    sizes = profile.batch_s["*"]
+    rates = {point: capacity_per_s(each, seconds=seconds) for point, each in samples.items()}
+    answers = sum(map(len, samples.values()))
     if as_json:
         print_json(
             {
                 "file": str(file),
-                "capacity_per_s": capacity,
-                "answers": len(samples),
-                "batches": list(sizes),
+                "capacity_per_s": rates,
+                "answers": answers,
+                "batches": {point: list(sizes) for point, sizes in profile.batch_s.items()},
                 "turnaround_ms": 1000 * profile.turnaround_s,
             }
         )
         return
-    out.print(f"{len(samples)} answers, at most {capacity:.0f}/s")
-    for rows, quantiles in sizes.items():
-        out.print(f"batch of {rows}: median {1000 * quantiles[len(quantiles) // 2]:.1f} ms")
-    out.print(f"{1000 * profile.turnaround_s:.1f} ms from one batch to the next")
+    for point, sizes in profile.batch_s.items():
+        out.print(f"{point}: at most {rates[point]:.0f}/s")
+        for rows, quantiles in sizes.items():
+            out.print(f"  batch of {rows}: median {1000 * quantiles[len(quantiles) // 2]:.1f} ms")
+    out.print(f"{answers} answers; {1000 * profile.turnaround_s:.1f} ms from one batch to the next")
     out.print(f"written to {file}")

@@ -24,6 +24,9 @@ class Clock(Protocol):
 class FleetClock(Clock, Protocol):
     """What a fleet needs of time: moments, and work that goes on beside other work."""
 
+    late_s: float
+    """How late whoever waits may be woken: what has to be begun by then is to be waited for so much less."""
+
     def sleep_until(self, at_s: float) -> Awaitable[None]:
         """Return at that moment or soon after; a moment that is over means now."""
 
@@ -43,6 +46,9 @@ class SystemClock:
 
 class WallClock:
     """Seconds since it was made, by the machine's clock, and tasks of the running event loop."""
+
+    late_s = 0.02
+    """As much as a run may be and still be valid (fleet_run.MAX_LATENESS_P99_S)."""
 
     def __init__(self) -> None:
         self._began_s = time.perf_counter()

@@ -65,6 +65,10 @@ class Choices(Protocol):
     def model(self) -> str: ...
 
     @property
+    def inputs(self) -> int:
+        """How many inputs its options know."""
+
+    @property
     def server(self) -> FleetServer: ...
 
     @property

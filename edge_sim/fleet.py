@@ -88,6 +88,7 @@ class Bound:
     whole: PlanOption
     policy: Policy
     model: str
+    inputs: int
     server: FleetServer
     service_s: float
     reply_bytes: int
@@ -150,12 +151,7 @@ class Fleet:
                     except ConfigError as error:
                         raise ConfigError(f"groups[{index}] {group.name}: {error}") from None
                 number += 1
-        for index, fault in enumerate(scenario.faults):
-            if isinstance(fault, Switch):
-                try:
-                    self._switched(fault)
-                except ConfigError as error:
-                    raise ConfigError(f"faults[{index}] switch: {error}") from None
+        self._refuse_bad_switches()
 
     @property
     def devices(self) -> int:
@@ -218,6 +214,7 @@ class Fleet:
             whole=whole,
             policy=_policy(settings, options, whole, model=model),
             model=model,
+            inputs=self._models[model].inputs,
             server=self._servers[model],
             service_s=self._service_s[model],
             reply_bytes=self._models[model].options[0].reply_bytes,
@@ -276,7 +273,8 @@ class Fleet:
             active = self._bad_shares.setdefault(fault.group, [])
             active.append(fault.share)
             self._damage(fault.group)
-            await clock.sleep_until(now_s + fault.for_s)
+            # Behind the last input nothing is damaged, and a run does not wait for it.
+            await clock.sleep_until(min(now_s + fault.for_s, max(now_s, self._scenario.duration_s)))
             active.remove(fault.share)
             self._damage(fault.group)
         else:
@@ -293,11 +291,21 @@ class Fleet:
 
     def _switch(self, fault: Switch) -> None:
         for worker in self.workers[fault.group].values():
-            worker.switch(self._switched(fault))
+            worker.switch(self._switched(fault, worker.model))
 
-    def _switched(self, fault: Switch) -> Bound:
-        group = self._group(fault.group)
-        return self._choices(group.device, fault.model or group.model, fault.policy)
+    def _switched(self, fault: Switch, model: str) -> Bound:
+        """`model` is the one before, which goes on where the fault names none."""
+        return self._choices(self._group(fault.group).device, fault.model or model, fault.policy)
+
+    def _refuse_bad_switches(self) -> None:
+        models = {group.name: group.model for group in self._scenario.groups}
+        faults = [(fault.at_s, index, fault) for index, fault in enumerate(self._scenario.faults)]
+        for _, index, fault in sorted(faults, key=lambda each: each[:2]):
+            if isinstance(fault, Switch):
+                try:
+                    models[fault.group] = self._switched(fault, models[fault.group]).model
+                except ConfigError as error:
+                    raise ConfigError(f"faults[{index}] switch: {error}") from None
 
 
 def _refuse_unknown(split_points: Sequence[str], model: ModelProfile, *, where: str) -> None:
@@ -310,6 +318,10 @@ def _refuse_unknown(split_points: Sequence[str], model: ModelProfile, *, where: 
 
 def _policy(settings: PolicySettings, options: Sequence[PlanOption], whole: PlanOption, *, model: str) -> Policy:
     if isinstance(settings, Adaptive):
+        if settings.accuracy_floor is not None and all(option.accuracy is None for option in options):
+            raise ConfigError(
+                f"the profile of {model} does not say which answers are right, so that no accuracy_floor can be held"
+            )
         return AdaptivePolicy(objective=settings.objective, margin=settings.margin, floor=settings.accuracy_floor)
     if isinstance(settings, DeviceOnly):
         return FixedPolicy(settings.kind, whole)

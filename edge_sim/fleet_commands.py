@@ -102,7 +102,7 @@ def run_command(
     found = read_scenario(scenario)
     if url is not None:
         found = found.model_copy(update={"server": found.server.model_copy(update={"url": url})})
-    result, assumed = _run(
+    result = _run(
         found,
         base=scenario.parent,
         runs=runs,
@@ -112,7 +112,7 @@ def run_command(
         quiet=as_json,
         access=Access(token=read_token(token_file), ca=ca, allow_insecure_token=insecure_token),
     )
-    _finish(result, assumed, as_json=as_json)
+    _finish(result, as_json=as_json)
 
 
 @app.command()
@@ -133,6 +133,10 @@ def replay(
     from edge_sim.scenario import Scenario
 
     header = _header(folder)
+    if header.get("merged"):
+        raise UsageError(
+            f"{folder} is shards joined, each of which was a run: replay them ({header['merged'][0]}, ...)"
+        )
     try:
         scenario = Scenario.model_validate(header["scenario"])
         index, count = header["shard"]
@@ -140,13 +144,11 @@ def replay(
     except (KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"{folder}/header.json is of no run of a scenario: {reason}") from None
-    result, assumed = _run(
-        scenario, base=base, runs=runs, shard=Shard(index, count), traces=traces, yes=yes, quiet=as_json
-    )
+    result = _run(scenario, base=base, runs=runs, shard=Shard(index, count), traces=traces, yes=yes, quiet=as_json)
     same = None
     if scenario.clock == "virtual":
         same = (folder / "requests.jsonl").read_bytes() == (result.folder / "requests.jsonl").read_bytes()
-    _finish(result, assumed, as_json=as_json, facts={"same_records": same})
+    _finish(result, as_json=as_json, facts={"same_records": same})
     if same is False:
         err.print(f"edge_sim: {result.folder} differs from {folder}: made by another version, profile or trace")
         raise typer.Exit(1)
@@ -246,7 +248,7 @@ def _run(
     yes: bool,
     quiet: bool,
     access: Access | None = None,
-) -> tuple[RunResult, list[str]]:
+) -> RunResult:
     from edge_sim.fleet_run import NO_TOKEN, model_profiles, run_scenario
     from edge_sim.hardware import ProfileHardware
     from edge_sim.recorder import new_run_folder
@@ -259,6 +261,8 @@ def _run(
         if scenario.clock == "wall" and not yes and not is_this_machine(url):
             raise UsageError(f"{url} is not this machine: say --yes if load may go there")
         refuse_exposed_token(url, has_token=access.token is not None, allowed=access.allow_insecure_token)
+    if shard is not None and shard.count > 1:
+        _refuse_what_shards_would_share(scenario)
     check_names(scenario, base=base, traces=traces)
     hardware = ProfileHardware(folder=base, traces=traces)
     models = model_profiles(scenario, base)
@@ -280,7 +284,21 @@ def _run(
             access=access,
             watch=(lambda progress: None) if quiet else (lambda progress: live.update(_live(progress, scenario))),
         )
-    return result, hardware.assumed
+    return result
+
+
+def _refuse_what_shards_would_share(scenario: Scenario) -> None:
+    """Each shard would have all of it for a part of the devices, and together they would look faster than the whole."""
+    if shared := sorted({group.cell for group in scenario.groups if group.cell is not None}):
+        raise UsageError(
+            f"--shard: the devices in cells.{shared[0]} share one link, of which every shard would have a whole one: "
+            "run the scenario whole, or give each shard's devices cells of their own"
+        )
+    if scenario.clock == "virtual" and any(group.policy.kind != "device_only" for group in scenario.groups):
+        raise UsageError(
+            "--shard: in virtual time every shard would have a whole simulated server for a part of the devices: run "
+            "the scenario whole; shards are for a real server (clock: wall)"
+        )
 
 
 def check_names(scenario: Scenario, *, base: Path, traces: Path | None) -> None:
@@ -339,7 +357,7 @@ def _live_stages(progress: Progress) -> str:
     return f"ms, last {len(recent)}: {shown}"
 
 
-def _finish(result: RunResult, assumed: list[str], *, as_json: bool, facts: Mapping[str, Any] | None = None) -> None:
+def _finish(result: RunResult, *, as_json: bool, facts: Mapping[str, Any] | None = None) -> None:
     from edge_sim.report import write_report
     from edge_sim.run_reader import read_run
     from edge_sim.run_summary import render_summary, summarize, summary_facts
@@ -351,13 +369,17 @@ def _finish(result: RunResult, assumed: list[str], *, as_json: bool, facts: Mapp
         rows = summarize(run)
         write_report(run)
     if as_json:
-        said = {**asdict(result), "folder": str(result.folder), "assumed": assumed, "groups": summary_facts(rows)}
+        said = {**asdict(result), "folder": str(result.folder), "groups": summary_facts(rows)}
         print_json({**said, **(facts or {})})
     else:
         outcomes = ", ".join(f"{name} {count}" for name, count in sorted(result.outcomes.items()))
         out.print(f"{result.requests} requests: {outcomes}")
+        if result.wrong_answers:
+            out.print(f"{result.wrong_answers} answers of the server were not those that the payloads expect")
+        if result.host_too_slow:
+            out.print(f"{result.host_too_slow} heads ended later here than on their devices: this machine was too slow")
         if at_once:
-            render_summary(out, rows, assumed=assumed)
+            render_summary(out, rows, assumed=result.assumed)
             out.print(f"written to {result.folder}; look at {result.folder / 'report.html'}")
         else:
             out.print(f"written to {result.folder}; `python -m edge_sim report {result.folder}` sums it up")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -72,6 +72,8 @@ class RunResult:
     invalid: str | None
     """Why the run says nothing; None where it is valid."""
     wrong_answers: int
+    assumed: Sequence[str]
+    """The figures that were used and that nobody measured."""
     host_too_slow: int
     """Heads that this machine ended later than their devices would have, where it computed them."""
 
@@ -173,9 +175,10 @@ def run_scenario(
         invalid = f"requests began {1000 * p99_s:.0f} ms late at p99; at most {1000 * MAX_LATENESS_P99_S:.0f} ms count"
     if not writer.progress.requests:
         invalid = "no request was made"
+    assumed = [*hardware.assumed, *_borrowed_times(scenario, models, base)]
     recorder.add_facts(
         {
-            "assumed": list(hardware.assumed),
+            "assumed": assumed,
             "lateness_p99_s": p99_s,
             "invalid": invalid,
             "wrong_answers": ended.wrong_answers,
@@ -190,8 +193,36 @@ def run_scenario(
         lateness_p99_s=p99_s,
         invalid=invalid,
         wrong_answers=ended.wrong_answers,
+        assumed=assumed,
         host_too_slow=ended.host_too_slow,
     )
+
+
+def _borrowed_times(scenario: Scenario, models: Mapping[str, ModelProfile], base: Path) -> list[str]:
+    """What a simulated server was not measured for: it takes the times of another split point then."""
+    said = []
+    for name, profile in (server_profiles(scenario, base) if scenario.clock == "virtual" else {}).items():
+        if profile.source == "assumed":
+            said.append(f"server of {name}: all of its times")
+        missing = sorted(_asked(scenario, name, models[name]) - set(profile.batch_s))
+        if missing and "*" not in profile.batch_s:
+            said.append(f"server of {name}, {', '.join(missing)}: the times of {next(iter(profile.batch_s))}")
+    return said
+
+
+def _asked(scenario: Scenario, name: str, model: ModelProfile) -> set[str]:
+    """Split points of a model that the groups' policies may ask its server for."""
+    allowed = scenario.models[name].split_points
+    asked: set[str] = set()
+    for policy in (group.policy for group in scenario.groups if group.model == name):
+        if policy.kind == "fixed":
+            asked.add(policy.split_point)
+        elif policy.kind == "server_only":
+            asked.add("input")
+        elif policy.kind == "adaptive":
+            offered = {option.split_point for option in model.options}
+            asked |= {each or "input" for each in offered if each is None or allowed is None or each in allowed}
+    return asked
 
 
 def model_profiles(scenario: Scenario, base: Path) -> dict[str, ModelProfile]:

@@ -22,7 +22,7 @@ from edge_sim.profile_files import Figure, pick
 from edge_sim.rates import MarkovRate, RateState
 from edge_sim.scenario import LinkSettings, Rate
 from edge_sim.traces import Trace, read_trace
-from edge_sim.work import ModelWork, reference_work
+from edge_sim.work import ModelWork, Work, reference_work
 from split_inference.errors import ConfigError, UsageError
 
 # Radio of a link that does not say: its power is then LTE's.
@@ -63,16 +63,19 @@ class ProfileHardware:
 
     def head_s(self, device: str, model: ModelProfile, split_point: str | None) -> float:
         self._device(device)
-        work = self._works.get(model.name)
+        known = self._works.get(model.name)
+        work = known if model.work is None else _counted(model.work)
         if work is None:
             raise UsageError(
                 f"nobody counted the work of {model.name}; known are {', '.join(sorted(self._works))}: "
-                "pass a file of `python -m scripts.make_reference_work`"
+                "`python -m edge_sim payloads` counts it, for its payload file and with --profile"
             )
+        # Another network of that name takes other times than those that were measured.
+        is_published = known is not None and work.whole == known.whole
+        published = _PUBLISHED.get(model.name, model.name) if is_published else ""
         if split_point is None:
-            found = self._fit.whole(device, _PUBLISHED.get(model.name, model.name), work.whole)
+            found = self._fit.whole(device, published, work.whole)
         else:
-            published = _PUBLISHED.get(model.name, model.name)
             found = self._fit.head(device, published, work.head(split_point), of=work.whole)
         if found.basis == "fitted":
             percent = round(100 * found.relative_error)
@@ -94,6 +97,10 @@ class ProfileHardware:
         )
 
     def power(self, device: str, settings: LinkSettings, *, battery_j: float | None) -> PowerMeter:
+        profile = self._profile(settings)
+        if settings.radio is None and (profile is None or profile.radio is None):
+            # A factor of hundreds lies between them.
+            self._assumed["radio"] = f"{DEFAULT_RADIO}, where neither the link nor its profile names one"
         return PowerMeter(self._power(device, self._radio_name(settings)), battery_j=battery_j)
 
     def power_facts(self, device: str, settings: LinkSettings) -> dict[str, dict[str, float | bool]]:
@@ -162,13 +169,19 @@ class ProfileHardware:
         if settings.jitter_ms is not None:
             return settings.jitter_ms / 1000
         profile = self._profile(settings)
-        return profile.jitter_ms.value / 1000 if profile else 0.0
+        if profile is None:
+            return 0.0
+        self._note(f"link {settings.profile} jitter_ms", profile.jitter_ms)
+        return profile.jitter_ms.value / 1000
 
     def _loss(self, settings: LinkSettings) -> float:
         if settings.loss is not None:
             return settings.loss
         profile = self._profile(settings)
-        return profile.loss.value if profile else 0.0
+        if profile is None:
+            return 0.0
+        self._note(f"link {settings.profile} loss", profile.loss)
+        return profile.loss.value
 
     def _rate(self, settings: LinkSettings, direction: str) -> Rate | RateProfile:
         own: Rate | None = getattr(settings, direction)
@@ -220,6 +233,14 @@ class ProfileHardware:
     def _note(self, what: str, figure: Figure) -> None:
         if figure.assumed:
             self._assumed[what] = f"{figure.value:g}, assumed {figure.lowest:g} to {figure.highest:g}"
+
+
+def _counted(work: Mapping[str, tuple[int, ...]]) -> ModelWork:
+    try:
+        heads = {name: Work(*counts) for name, counts in work.items()}
+        return ModelWork(heads["output"], heads)
+    except (TypeError, KeyError) as error:
+        raise ConfigError(f"the model's work is not that of this version, make its payloads again: {error}") from None
 
 
 def _state(state: RateStateProfile) -> RateState:

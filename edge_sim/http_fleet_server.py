@@ -48,7 +48,8 @@ class HttpFleetServer:
         option = self.payloads.header.options[ask.option]
         body = self._body(ask) if ask.body is None else ask.body
         if ask.bad:
-            body = body[:-1] + bytes([body[-1] ^ 0xFF])
+            # At the front, where frames and images alike say what they are: some images decode with a wrong end.
+            body = bytes(each ^ 0xFF for each in body[:8]) + body[8:]
         request = Request(
             method="POST",
             path=self._path,

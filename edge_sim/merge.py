@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ def merge_runs(folders: Sequence[Path], into: Path, *, command: str) -> Path:
             )
     if len({count for _, count in shards}) != 1 or len(shards) != shards[0][1]:
         raise DataError(f"{len(shards)} shards of {shards[0][1]}: all of them are needed")
+    for folder in folders:
+        if not (folder / "requests.jsonl").is_file():
+            raise DataError(f"{folder} has no requests.jsonl: the run was moved, or is none")
     into.mkdir(parents=True)
     invalid = [
         f"shard {shard[0]}: {header['invalid']}"
@@ -50,6 +54,8 @@ def merge_runs(folders: Sequence[Path], into: Path, *, command: str) -> Path:
         "invalid": NOT_ENDED,
         "lateness_p99_s": max(float(header.get("lateness_p99_s") or 0.0) for header in headers),
         "wrong_answers": sum(int(header.get("wrong_answers") or 0) for header in headers),
+        "host_too_slow": sum(int(header.get("host_too_slow") or 0) for header in headers),
+        "outcomes": dict(sum((Counter(header.get("outcomes") or {}) for header in headers), Counter[str]())),
     }
     if any(header.get("ended_at_s") is not None for header in headers):
         # The longest, as goodput is of all shards together.

@@ -58,6 +58,8 @@ class ModelProfile(BaseModel):
     """False: random weights, so nothing is correct or wrong, and sizes are those of an untrained network."""
     macs: int = Field(ge=0)
     """Multiply-accumulates of the whole model, per sample."""
+    work: dict[str, tuple[int, ...]] | None = None
+    """As PayloadModel has it: what devices' seconds are predicted from; None: by the model's name."""
     note: str = ""
     """What the inputs were."""
     correct_means: Meaning | None
@@ -103,6 +105,7 @@ class ModelProfile(BaseModel):
             digest=model.digest,
             trained=model.trained,
             macs=model.macs,
+            work=model.work,
             note=note,
             correct_means=meaning,
             whole_correct=_flags(expected, right),

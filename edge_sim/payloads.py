@@ -8,7 +8,7 @@ Shape legend: N samples, K classes; features are NumPy arrays with the sample ax
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edge_sim.layer_work import work_of
 from split_inference.calibration import EMBEDDED_CALIBRATION, Calibration, load_calibration
 from split_inference.codec_profile import CodecProfile
 from split_inference.errors import DataError, FeatureMismatchError, MalformedInputError, TooLargeError, UsageError
@@ -148,7 +149,7 @@ def make_payloads(
             on_progress("preparing requests", start, len(inputs))
             expected += worker.prepare(inputs[start : start + BATCH_LIMITS[1]])
         header = PayloadHeader(
-            model=_model_facts(loaded),
+            model=_model_facts(loaded, dict.fromkeys(each.point.name for each in found if each.point is not None)),
             inputs=tuple(PayloadInput(name=each.name, label=each.label) for each in inputs),
             options=tuple(_facts(each, expected, writer.sizes(i)) for i, each in enumerate(found)),
             traffic=tuple(traffic),
@@ -304,14 +305,15 @@ def _parts(values: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
     return (values[start : start + count] for start in range(0, len(values), count))
 
 
-def _model_facts(loaded: LoadedModel) -> PayloadModel:
-    first = loaded.model.split_points[0]
+def _model_facts(loaded: LoadedModel, split_points: Iterable[str]) -> PayloadModel:
+    first, work = loaded.model.split_points[0], work_of(loaded.model)
     return PayloadModel(
         name=loaded.name,
         uri=loaded.card.uri,
         digest=loaded.model.digest,
         trained=loaded.card.trained,
         macs=first.head_macs + first.tail_macs,
+        work={"output": tuple(work.whole), **{name: tuple(work.head(name)) for name in split_points}},
     )
 
 

@@ -1,4 +1,5 @@
-"""What one device's battery gives for its requests: the processor at work, the radio with its tail, and waiting.
+"""What one device's battery gives: for its requests the processor at work, the radio with its tail, and waiting; and
+between them, which is nobody's, idling.
 
 Knows watts and seconds. Knows no profile and no clock. The radio's model is Huang et al. (MobiSys 2012): while it sends
 it takes alpha * Mbit/s + beta, and afterwards it stays awake for a while, the tail. A request pays for the tail that it
@@ -36,34 +37,39 @@ class PowerMeter:
     """Counts one device's joules. Computing and sending are told in the order in which they happen.
 
     Powers are those of the whole device: where it computes or sends for one request, another one that waits meanwhile
-    does not pay for waiting.
+    does not pay for waiting, and where it does both at once, what it takes for idling is paid once.
     """
 
-    __slots__ = ("_left_j", "_paid", "_power", "_sent_until_s", "_tail_until_s", "spent_j")
+    __slots__ = ("_full_j", "_paid", "_paid_s", "_power", "_sent_until_s", "_tail_until_s", "spent_j")
 
     def __init__(self, power: Power, *, battery_j: float | None = None) -> None:
         self._power = power
-        self._left_j = battery_j
+        self._full_j = battery_j
         self._sent_until_s = 0.0
         self._tail_until_s = 0.0
         self._paid: list[tuple[float, float]] = []
         """Spans, in order and apart from each other."""
+        self._paid_s = 0.0
         self.spent_j = 0.0
+        """For requests."""
 
-    @property
-    def is_empty(self) -> bool:
+    def is_empty(self, now_s: float) -> bool:
         """Whether the battery has given all it had; never, from the mains."""
-        return self._left_j is not None and self.spent_j >= self._left_j
+        return self._full_j is not None and self._given_j(now_s) >= self._full_j
 
-    @property
-    def battery_share(self) -> float:
+    def battery_share(self, now_s: float) -> float:
         """What is left of the battery, 0..1; 1 from the mains."""
-        return 1.0 if self._left_j is None else max(0.0, 1.0 - self.spent_j / self._left_j)
+        return 1.0 if self._full_j is None else max(0.0, 1.0 - self._given_j(now_s) / self._full_j)
+
+    def _given_j(self, now_s: float) -> float:
+        """By a battery that was full at 0 s. All time that no request paid for was spent idling."""
+        return self.spent_j + self._power.idle_w * max(0.0, now_s - self._paid_s)
 
     def compute(self, start_s: float, seconds: float) -> float:
         """Joules of so many seconds of the processor, from `start_s` on."""
-        self._pay(start_s, start_s + seconds)
-        return self._spend(self._power.compute_w * seconds)
+        # Where it sends meanwhile, that is paid for with all that the device takes, idling too.
+        shared_s = seconds - self._pay(start_s, start_s + seconds)
+        return self._spend(self._power.compute_w * seconds - self._power.idle_w * max(0.0, shared_s))
 
     def send(self, start_s: float, seconds: float, size_bytes: int) -> float:
         """Joules of a transfer from `start_s` on, and of the tail that it adds."""
@@ -71,11 +77,14 @@ class PowerMeter:
             return 0.0
         power = self._power
         end_s = start_s + seconds
-        self._pay(start_s, end_s)
+        shared_s = seconds - self._pay(start_s, end_s)
         joules = power.radio_w_per_mbit_s * size_bytes * 8e-6
         # While it sends for one request, it is awake for another one too: only what comes behind is paid for.
         if start_s < self._sent_until_s:
+            shared_s -= min(self._sent_until_s, end_s) - start_s
             start_s = self._sent_until_s
+        # And where it computes meanwhile, idling is paid for already.
+        joules -= power.idle_w * max(0.0, shared_s)
         if end_s > start_s:
             joules += power.radio_base_w * (end_s - start_s)
             self._sent_until_s = end_s
@@ -102,7 +111,7 @@ class PowerMeter:
         # What is left of the tail before is paid for already.
         left_s = min(power.tail_s, max(0.0, self._tail_until_s - now_s))
         view.tail_j = power.tail_w * (power.tail_s - left_s)
-        view.battery_share = self.battery_share
+        view.battery_share = self.battery_share(now_s)
 
     def _pay(self, from_s: float, until_s: float) -> float:
         """Seconds of this time that were not paid for; all of it is now."""
@@ -127,7 +136,10 @@ class PowerMeter:
         paid[at:end] = [(first_s, last_s)]
         if len(paid) > _MOST_SPANS:
             del paid[: _MOST_SPANS // 2]
-        return max(0.0, new_s)
+        if new_s <= 0:
+            return 0.0
+        self._paid_s += new_s
+        return new_s
 
     def _spend(self, joules: float) -> float:
         self.spent_j += joules

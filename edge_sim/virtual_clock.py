@@ -30,6 +30,9 @@ class VirtualClock:
     ends `run`.
     """
 
+    late_s = 1e-6
+    """Nobody is; sums of floats are a hair too large or too small."""
+
     def __init__(self) -> None:
         self._now_s = 0.0
         self._events: list[tuple[float, int, Callable[[Any], None], Any]] = []

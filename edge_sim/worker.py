@@ -25,8 +25,6 @@ from edge_sim.power_meter import PowerMeter
 from edge_sim.request_record import ANSWERED, DROPPED, GAVE_UP, LOCALLY, Request, RequestWriter, how_text, who_text
 from edge_sim.send_bias import SendBias
 
-# Of a device's own prediction of how long finishing takes: what it leaves for the clock to be late.
-_SPARE_S = 1e-6
 # Of this machine's scheduling, not of its speed.
 HOST_SLACK_S = 2e-3
 # After so long without a transfer, half of what a device believes of its bandwidth is its profile's promise again.
@@ -80,6 +78,11 @@ class EdgeWorker:
         """The device has left until then, and takes no inputs."""
         self._use(choices)
 
+    @property
+    def model(self) -> str:
+        """Of the requests that begin now."""
+        return self._choices.model
+
     def switch(self, choices: Choices) -> None:
         """Another model, split point or policy from now on: a handshake and a load, during which frames are dropped.
 
@@ -117,7 +120,7 @@ class EdgeWorker:
 
     def _refuses(self, now_s: float) -> str | None:
         """Why an input is dropped before anything is done for it; None where it is not."""
-        if self._power.is_empty:
+        if self._power.is_empty(now_s):
             return "battery_empty"
         if now_s < self._ready_s:
             return "switching"
@@ -127,17 +130,19 @@ class EdgeWorker:
 
     async def _answer(self, request: Request, item: int) -> None:
         self._in_flight += 1
-        epoch, who = self._epoch, self._who
-        policy = self._choices.policy
+        # Those of now to the end, whatever is switched meanwhile: options and inputs of one model are not another's.
+        epoch, who, choices = self._epoch, self._who, self._choices
+        policy = choices.policy
+        item %= choices.inputs
         try:
             if isinstance(policy, FixedPolicy):
                 option = policy.option
-                await self._process(request, option, item)
+                await self._process(choices, request, option, item)
             else:
                 option = self._choose(policy)
                 began_s = self._clock.now_s()
                 expected_s = latency_s(self._view, option) - self._view.send_bias_s
-                await self._process(request, option, item)
+                await self._process(choices, request, option, item)
                 # What was given up before it was sent says nothing of asking.
                 if option.mode != DEVICE_ONLY and (request.outcome in (ANSWERED, LOCALLY) or request.attempts):
                     now_s = self._clock.now_s()
@@ -162,19 +167,19 @@ class EdgeWorker:
         self._power.fill(view, now_s=now_s)
         return policy.choose(view, choices.options)
 
-    async def _process(self, request: Request, option: PlanOption, item: int) -> None:
-        clock, device, choices = self._clock, self._device, self._choices
+    async def _process(self, choices: Choices, request: Request, option: PlanOption, item: int) -> None:
+        clock, device = self._clock, self._device
         deadline_s = request.intended_s + self._conduct.deadline_s
         now_s = clock.now_s()
         size = option.sizes[item] if option.sizes else 0
         if option.mode == DEVICE_ONLY:
-            await self._finish_here(request, option.head_s, deadline_s, item, whole=True)
+            await self._finish_here(choices, request, option.head_s, deadline_s, item, whole=True)
             return
         is_down = self._link.is_down(now_s)
         if is_down or now_s < self._stuck_until_s:
             # Nothing can be sent: the whole model here, without a detour over the head.
             request.reason = "link_down" if is_down else "link_stalled"
-            await self._finish_here(request, choices.whole.head_s, deadline_s, item, whole=True)
+            await self._finish_here(choices, request, choices.whole.head_s, deadline_s, item, whole=True)
             return
         if option.head_s > 0:
             end_s = device.would_end_s(now_s, option.head_s)
@@ -189,24 +194,31 @@ class EdgeWorker:
             start_s, end_s = device.compute(now_s, option.head_s)
             request.wait_s, request.head_s = start_s - now_s, end_s - start_s
             request.compute_j += self._power.compute(start_s, end_s - start_s)
-            body = await self._computed(option.index, item, start_s, end_s)
+            body = await self._computed(choices, option.index, item, start_s, end_s)
         else:
             body = None
-        if await self._send(request, option, size, deadline_s, item, body):
+        if await self._send(choices, request, option, size, deadline_s, item, body):
             return
-        await self._finish_here(request, option.rest_s, deadline_s, item, whole=False)
+        await self._finish_here(choices, request, option.rest_s, deadline_s, item, whole=False)
 
     async def _send(
-        self, request: Request, option: PlanOption, size: int, deadline_s: float, item: int, body: bytes | None
+        self,
+        choices: Choices,
+        request: Request,
+        option: PlanOption,
+        size: int,
+        deadline_s: float,
+        item: int,
+        body: bytes | None,
     ) -> bool:
         """Whether the server's answer came in time; else `request.reason` says why not."""
-        clock, link, choices, conduct = self._clock, self._link, self._choices, self._conduct
+        clock, link, conduct = self._clock, self._link, self._conduct
         while True:
             now_s = clock.now_s()
             rest_s = option.rest_s / self._device.speed(now_s)
             # Beyond the deadline where the device could not finish by itself anyway.
-            last_s = deadline_s - rest_s - _SPARE_S
-            if last_s <= now_s:
+            last_s = deadline_s - rest_s - clock.late_s
+            if last_s <= now_s or self._device.would_end_s(now_s, option.rest_s) > deadline_s:
                 last_s = deadline_s
             if last_s <= now_s:
                 # On the wall clock, where this machine is late itself.
@@ -292,11 +304,11 @@ class EdgeWorker:
         return float(max(measured * 125e3, 1.0) ** weight * promised ** (1 - weight))
 
     async def _finish_here(
-        self, request: Request, seconds: float, deadline_s: float, item: int, *, whole: bool
+        self, choices: Choices, request: Request, seconds: float, deadline_s: float, item: int, *, whole: bool
     ) -> None:
         """Compute what is left of the model on the device, if that can be done in time."""
         now_s = self._clock.now_s()
-        device, choices = self._device, self._choices
+        device = self._device
         if device.would_end_s(now_s, seconds) > deadline_s:
             request.outcome = GAVE_UP
             request.reason = request.reason or "deadline"
@@ -306,19 +318,19 @@ class EdgeWorker:
         request.local_s = end_s - start_s
         request.compute_j += self._power.compute(start_s, end_s - start_s)
         if whole:
-            await self._computed(choices.whole.index, item, start_s, end_s)
+            await self._computed(choices, choices.whole.index, item, start_s, end_s)
         else:
             await self._clock.sleep_until(end_s)
         request.outcome = LOCALLY
         correct = choices.whole.correct
         request.correct = correct[item] if correct else None
 
-    async def _computed(self, option: int, item: int, start_s: float, end_s: float) -> bytes | None:
+    async def _computed(self, choices: Choices, option: int, item: int, start_s: float, end_s: float) -> bytes | None:
         """Return when the device has ended the job; what it computed, where this machine does compute it.
 
         Never before its device would have ended, and later, and counted, where this machine was slower.
         """
-        clock, heads = self._clock, self._choices.heads
+        clock, heads = self._clock, choices.heads
         if heads is None:
             await clock.sleep_until(end_s)
             return None

@@ -130,14 +130,14 @@ def scenario(*groups, **changes):
     )
 
 
-def simulate(made, folder, *, hardware=None, shard=None):
+def simulate(made, folder, *, hardware=None, shard=None, models=None):
     """Rows of the run, and the bytes of its records."""
     folder.mkdir(parents=True)
     run_scenario(
         made,
         folder,
         hardware=hardware or ToyHardware(),
-        models={"toy": MODEL},
+        models=models or {"toy": MODEL},
         command="test",
         facts={},
         base=folder,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from edge_sim.clock import WallClock
 from edge_sim.fleet import Fleet, Shard
 from edge_sim.fleet_commands import check_names
 from edge_sim.fleet_run import FleetRecorder
@@ -19,6 +22,7 @@ from edge_sim.server_profile import ServerProfile
 from edge_sim.virtual_clock import Promise, VirtualClock
 from split_inference.errors import ConfigError
 from tests.edge_sim.fleets import MODEL, POWER, SERVER, ToyHardware, group, scenario, simulate
+from tests.patience import PATIENCE_S
 
 ALL = [
     group("server", policy={"kind": "server_only"}),
@@ -227,6 +231,132 @@ def test_a_switch_drops_what_comes_during_the_handshake_and_what_is_stale(tmp_pa
     assert {row["mode"] for row in after} == {"split"}
 
 
+def one_input(name):
+    """The toy under another name, with its first input only."""
+    options = [each.model_copy(update={"sizes": each.sizes[:1], "correct": (True,)}) for each in MODEL.options]
+    return MODEL.model_copy(update={"name": name, "whole_correct": (True,), "options": tuple(options)})
+
+
+def test_a_switch_to_a_model_with_fewer_inputs_and_then_of_the_policy_alone(tmp_path):
+    fast = {"kind": "poisson", "rate_per_s": 20.0}
+    split = {"kind": "fixed", "split_point": "half", "codec": "u4+lz4"}
+    made = scenario(
+        group(arrivals=fast, max_in_flight=50),
+        models={name: {"profile": name} for name in ("toy", "small")},
+        server={"profiles": dict.fromkeys(("toy", "small"), SERVER)},
+        faults=[
+            {"kind": "switch", "at_s": 20, "group": "g", "policy": {"kind": "device_only"}},
+            {"kind": "switch", "at_s": 10, "group": "g", "model": "small", "policy": split},
+        ],
+    )
+    rows = simulate(made, tmp_path / "run", models={"toy": MODEL, "small": one_input("small")})
+    began = [(row["intended_s"], row["model"], row["policy"]) for row in rows if row["outcome"] != "dropped"]
+    assert {model for at_s, model, _ in began if at_s < 10} == {"toy"}
+    assert {(model, policy) for at_s, model, policy in began if 11 < at_s < 20} == {("small", "fixed")}
+    assert {(model, policy) for at_s, model, policy in began if at_s > 21} == {("small", "device_only")}
+
+
+class Silent:
+    """A server that never answers."""
+
+    def __init__(self, clock):
+        self._clock = clock
+
+    def reported_wait_s(self):
+        return 0.0
+
+    async def infer(self, ask, *, until_s):
+        await self._clock.sleep_until(until_s)
+
+
+def fleet_on(clock, made, writer, server):
+    return Fleet(
+        made,
+        models={"toy": MODEL},
+        servers={"toy": server},
+        service_s={"toy": 0.01},
+        hardware=ToyHardware(whole_s=0.02),
+        clock=clock,
+        writer=writer,
+    )
+
+
+class Kept:
+    def __init__(self):
+        self.requests = []
+
+    def write(self, who, how, request):
+        self.requests.append(request)
+
+
+def test_on_the_wall_clock_too_there_is_time_to_finish_on_the_device():
+    kept = Kept()
+
+    async def play():
+        clock = WallClock()
+        made = scenario(group(arrivals={"rate_per_s": 5.0}, deadline_s=0.3), duration_s=2.0)
+        fleet_on(clock, made, kept, Silent(clock)).start()
+        await clock.finish()
+
+    asyncio.run(asyncio.wait_for(play(), PATIENCE_S))
+    sent = [request for request in kept.requests if request.outcome != "dropped"]
+    assert {request.reason for request in sent} == {"server_too_slow"}
+    # All of them, where the machine does not stand still.
+    assert sum(request.outcome == "answered_locally" for request in sent) > len(sent) / 2
+
+
+def test_a_fault_that_is_longer_than_the_run_does_not_make_it_longer():
+    clock, kept = VirtualClock(), Kept()
+    fault = {"kind": "bad_frames", "at_s": 10, "for_s": 86_400, "group": "g", "share": 1.0}
+    fleet_on(clock, scenario(group(), faults=[fault]), kept, Silent(clock)).start()
+    clock.run()
+    assert kept.requests
+    assert clock.now_s() < 40
+
+
+class EarlySplit(ToyHardware):
+    """A fifth of a second before the split point, and seven tenths behind it."""
+
+    def head_s(self, device, model, split_point):
+        return 0.9 if split_point is None else 0.2
+
+
+def test_while_the_processor_is_promised_to_the_next_input_the_server_is_waited_for(tmp_path):
+    slow = {**SERVER, "overhead_s": [0.3], "batch_s": {"*": {1: [0.01], 16: [0.01]}}}
+    made = scenario(
+        group(
+            count=1,
+            policy={"kind": "fixed", "split_point": "half", "codec": "u4+lz4"},
+            arrivals={"kind": "periodic", "rate_per_s": 10.0},
+            deadline_s=1.0,
+        ),
+        server={"profiles": {"toy": slow}},
+    )
+    rows = simulate(made, tmp_path / "run", hardware=EarlySplit())
+    # The server takes 0.3 s of the 0.8 that are left; finishing here would have to begin after 0.1.
+    assert outcomes(rows)["answered"] > 20
+    # Some whose processor was promised a moment later still stop waiting too early; without this it is most of them.
+    assert outcomes(rows)["gave_up"] < outcomes(rows)["answered"] / 2
+
+
+def test_a_floor_that_nothing_can_be_held_against_is_refused(tmp_path):
+    unknown = [each.model_copy(update={"correct": None}) for each in MODEL.options]
+    untrained = MODEL.model_copy(
+        update={"trained": False, "correct_means": None, "whole_correct": None, "options": tuple(unknown)}
+    )
+    policy = {"kind": "adaptive", "objective": "latency_with_accuracy", "accuracy_floor": 0.9}
+    with pytest.raises(ConfigError, match="the profile of toy does not say which answers are right"):
+        simulate(scenario(group(policy=policy)), tmp_path / "run", models={"toy": untrained})
+
+
+def test_times_that_a_simulated_server_was_not_measured_for_are_said(tmp_path):
+    measured = {**SERVER, "source": "measured", "batch_s": {"input": {1: [0.01]}}}
+    made = scenario(*ALL, server={"profiles": {"toy": measured}})
+    simulate(made, tmp_path / "run")
+    assumed = json.loads((tmp_path / "run/header.json").read_text())["assumed"]
+    assert "server of toy, half: the times of input" in assumed
+
+
 def test_what_is_stale_is_recorded_with_the_policy_it_began_with(tmp_path):
     fast = {"kind": "poisson", "rate_per_s": 20.0}
     switch = {"kind": "switch", "at_s": 10, "group": "g", "policy": {"kind": "device_only"}}
@@ -280,7 +410,10 @@ def test_a_battery_ends(tmp_path):
     rows = simulate(scenario(group(battery_wh=0.001, count=1)), tmp_path / "run")
     assert rows[-1]["reason"] == "battery_empty"
     spent = sum(row["compute_j"] + row["radio_j"] + row["idle_j"] for row in rows)
-    assert 3.6 <= spent < 3.6 + 5
+    assert 0 < spent < 3.6 + 5
+    # It would be empty after 3.6 s of nothing but waiting.
+    (first, *_) = (row["intended_s"] for row in rows if row["reason"] == "battery_empty")
+    assert not [row for row in rows if row["intended_s"] > max(first, 3.6) and row["reason"] != "battery_empty"]
 
 
 def test_a_full_device_drops_what_it_cannot_take(tmp_path):

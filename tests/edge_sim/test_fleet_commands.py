@@ -111,6 +111,73 @@ def test_load_goes_to_this_machine_only_unless_told_otherwise(tmp_path):
     assert "--yes" in result.stderr
 
 
+def test_shards_of_what_they_would_share_are_refused(tmp_path):
+    content = yaml.safe_load(MIXED.read_text())
+    file = tmp_path / "cells.yaml"
+    file.write_text(yaml.safe_dump(content))
+    result = edge_sim("run", file, "--shard", "0/2", "--runs", tmp_path / "runs")
+    assert result.returncode == 2
+    assert "share one link" in result.stderr
+    for group in content["groups"]:
+        if group.pop("cell", None):
+            group["link"] = {"profile": "lte"}
+    file.write_text(yaml.safe_dump({**content, "cells": {}, "faults": []}))
+    result = edge_sim("run", file, "--shard", "0/2", "--runs", tmp_path / "runs")
+    assert result.returncode == 2
+    assert "shards are for a real server" in result.stderr
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged/header.json").write_text('{"merged": ["a", "b"], "shard": [0, 1]}')
+    result = edge_sim("replay", tmp_path / "merged")
+    assert result.returncode == 2
+    assert "is shards joined" in result.stderr
+
+
+def test_a_model_of_ones_own_is_simulated_by_the_work_that_payloads_counted(tmp_path):
+    samples = ROOT / "split_inference" / "embedded" / "samples"
+    profile = tmp_path / "mine.json"
+    made = edge_sim(
+        *("payloads", "embedded:resnet20-cifar10", "--inputs", samples, "--limit", 2),
+        *("--out", tmp_path / "r20.payloads", "--profile", profile),
+    )
+    assert made.returncode == 0, made.stderr
+    content = {
+        "version": 1,
+        "clock": "virtual",
+        "duration_s": 5,
+        "models": {"mine": {"profile": "mine.json"}},
+        "server": {"profiles": {"mine": {"source": "assumed", "overhead_s": [0.01], "batch_s": {"*": {1: [0.01]}}}}},
+        "groups": [
+            {
+                "name": "phones",
+                "count": 2,
+                "device": "pi-4b",
+                "link": {"up": {"mbit_s": 5.0}, "down": {"mbit_s": 5.0}},
+                "model": "mine",
+                "policy": {"kind": "device_only"},
+                "arrivals": {"kind": "periodic", "rate_per_s": 1.0},
+            }
+        ],
+    }
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(content))
+    seconds = {}
+    for name in ("resnet20-cifar10", "mine", "nobody's"):
+        facts = json.loads(profile.read_text())
+        profile.write_text(json.dumps({**facts, "name": name, **({"work": None} if name == "nobody's" else {})}))
+        result = edge_sim("run", tmp_path / "own.yaml", "--runs", tmp_path / "runs", "--json")
+        if name == "nobody's":
+            assert result.returncode == 2
+            assert "`python -m edge_sim payloads` counts it" in result.stderr
+            continue
+        assert result.returncode == 0, result.stderr
+        found = json.loads(result.stdout)
+        assert "radio: lte, where neither the link nor its profile names one" in found["assumed"]
+        rows = (Path(found["folder"]) / "requests.jsonl").read_text().splitlines()
+        seconds[name] = {json.loads(row)["local_s"] for row in rows}
+    assert len(seconds["mine"]) == 1
+    assert seconds["mine"] == seconds["resnet20-cifar10"]
+
+
 @pytest.mark.parametrize("url", ["nonsense", "http://[::1"])
 def test_what_is_no_url_is_one_line(tmp_path, url):
     content = yaml.safe_load(MIXED.read_text())

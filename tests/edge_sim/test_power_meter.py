@@ -46,10 +46,31 @@ def test_what_a_policy_hears_of_the_tail_is_what_a_transfer_then_adds():
 def test_a_battery_is_empty_when_it_has_given_all():
     meter = PowerMeter(POWER, battery_j=10)
     meter.compute(0, 1)
-    assert (meter.battery_share, meter.is_empty) == (0.5, False)
+    assert (meter.battery_share(1), meter.is_empty(1)) == (0.5, False)
     meter.idle(1, 6)
-    assert (meter.battery_share, meter.is_empty) == (0.0, True)
-    assert not PowerMeter(POWER).is_empty
+    assert (meter.battery_share(6), meter.is_empty(6)) == (0.0, True)
+    assert not PowerMeter(POWER).is_empty(1e9)
+
+
+def test_a_battery_gives_for_waiting_between_requests_too():
+    meter = PowerMeter(POWER, battery_j=10)
+    assert (meter.is_empty(9.9), meter.is_empty(10.0)) == (False, True)
+    meter.compute(0, 1)
+    assert meter.battery_share(3.5) == pytest.approx(0.25)
+    assert (meter.is_empty(5.9), meter.is_empty(6.0)) == (False, True)
+    meter.idle(0, 6)
+    assert meter.spent_j == pytest.approx(10)
+    assert (meter.is_empty(6.0), meter.battery_share(6.0)) == (True, 0.0)
+
+
+@pytest.mark.parametrize("first", ["compute", "send"])
+def test_what_a_device_takes_for_idling_is_paid_once_while_it_computes_and_sends(first):
+    meter = PowerMeter(POWER)
+    parts = {"compute": lambda: meter.compute(1, 2), "send": lambda: meter.send(2, 4, 0)}
+    parts.pop(first)()
+    parts.popitem()[1]()
+    once = POWER.compute_w * 2 + POWER.radio_base_w * 4 + POWER.tail_w * POWER.tail_s - POWER.idle_w * 1
+    assert meter.spent_j == pytest.approx(once)
 
 
 @given(

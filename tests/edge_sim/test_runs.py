@@ -108,6 +108,12 @@ def test_merged_shards_are_the_whole_in_order(tmp_path):
         merge_runs(folders[:2], tmp_path / "some", command="test")
     with pytest.raises(DataError, match="and so is"):
         merge_runs([folders[0], *folders[:2]], tmp_path / "twice", command="test")
+    outcomes = json.loads((tmp_path / "merged/header.json").read_text())["outcomes"]
+    assert outcomes == json.loads((tmp_path / "whole/header.json").read_text())["outcomes"]
+    (folders[1] / "requests.jsonl").rename(tmp_path / "moved")
+    with pytest.raises(DataError, match=r"has no requests\.jsonl"):
+        merge_runs(folders, tmp_path / "without", command="test")
+    assert not (tmp_path / "without").exists()
     simulate(scenario(group(), seed=9), tmp_path / "other", shard=Shard(2, 3))
     with pytest.raises(DataError, match="of another run"):
         merge_runs([*folders[:2], tmp_path / "other"], tmp_path / "mixed", command="test")

@@ -155,12 +155,15 @@ def test_a_strict_run_ends_where_this_machine_is_slower_than_its_devices(url, pa
 def test_a_server_is_measured_for_virtual_time(url, payloads, folder):
     file = folder / "server.json"
     command = ("calibrate-server", "--url", url, "--payloads", payloads, "--out", file)
-    found = edge_sim(*command, "--seconds", 0.5, "--option", 4, "--json")
-    assert found["capacity_per_s"] > 20
+    found = edge_sim(*command, "--seconds", 0.5, "--option", 4, "--option", 0, "--json")
     profile = ServerProfile.read(file)
-    sizes = profile.batch_s["*"]
-    assert min(sizes) == 1
-    assert all(0 < quantiles[0] <= quantiles[-1] < 1 for quantiles in sizes.values())
+    assert "input" in profile.batch_s
+    assert set(found["capacity_per_s"]) == set(found["batches"]) == set(profile.batch_s)
+    assert len(profile.batch_s) == 2
+    assert min(found["capacity_per_s"].values()) > 10
+    for sizes in profile.batch_s.values():
+        assert min(sizes) == 1
+        assert all(0 < quantiles[0] <= quantiles[-1] < 1 for quantiles in sizes.values())
 
 
 def test_one_real_device_leaves_the_same_records(url, folder):
