@@ -42,8 +42,10 @@ class AudioPreprocessing(BaseModel):
 
         `max_pixels` is the limit of samples in time, named as for images so that callers need not know which they have.
         """
-        import soundfile
-
+        try:
+            import soundfile
+        except ModuleNotFoundError as error:
+            raise _not_installed("soundfile") from error
         try:
             with soundfile.SoundFile(io.BytesIO(data)) as sound:
                 if sound.frames > max_pixels or sound.frames * sound.channels > 8 * max_pixels:
@@ -68,10 +70,18 @@ class AudioPreprocessing(BaseModel):
 
     @cached_property
     def _extractor(self) -> Any:
-        import transformers
-
+        try:
+            import transformers
+        except ModuleNotFoundError as error:
+            raise _not_installed("transformers") from error
         name = str(self.extractor["feature_extractor_type"])
         kind = getattr(transformers, name, None)
         if kind is None:
             raise ModelLoadError(f"transformers {transformers.__version__} has no {name}")
         return kind.from_dict(dict(self.extractor))
+
+
+def _not_installed(library: str) -> ModelLoadError:
+    return ModelLoadError(
+        f"sounds are read by {library}, which is not installed here: pip install 'split-inference[audio]'"
+    )

@@ -273,7 +273,7 @@ def calibrate(
 
     from split_inference.calibration import refuse_unwritable, save_calibration
     from split_inference.calibration_search import CalibrationSearch, SearchSettings
-    from split_inference.errors import UsageError
+    from split_inference.errors import DataError, UsageError
     from split_inference.inputs import read_inputs
 
     refuse_unwritable(output)
@@ -287,7 +287,11 @@ def calibrate(
         task = bar.add_task("reading inputs", total=len(inputs))
         arrays = []
         for item in inputs:
-            arrays.append(loaded.card.preprocessing.apply(item.data))
+            array = loaded.card.preprocessing.apply(item.data)
+            if array.shape[1:] != loaded.model.input.shape:
+                given, taken = ("x".join(map(str, each)) for each in (array.shape[1:], loaded.model.input.shape))
+                raise DataError(f"{item.name} becomes {given}, and the model takes {taken}: cut it to that, or pad it")
+            arrays.append(array)
             bar.advance(task)
 
         def show(text: str, done: int, total: int) -> None:

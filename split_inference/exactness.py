@@ -74,7 +74,8 @@ def verify(
 ) -> list[ExactnessResult]:
     """Run every split point on seeded noise and compare all bits of the output; one result per point and count."""
     generator = torch.Generator().manual_seed(seed)
-    inputs = {count: torch.randn((count, *model.input.shape), generator=generator) for count in samples}
+    dtype = getattr(torch, model.input.dtype)
+    inputs = {count: torch.randn((count, *model.input.shape), generator=generator).to(dtype) for count in samples}
     answers = {count: model.whole(x) for count, x in inputs.items()}
     results = []
     for point in model.split_points:

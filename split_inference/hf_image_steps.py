@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from pydantic import ValidationError
 
 from split_inference.errors import ModelLoadError
+from split_inference.json_files import first_problem
 from split_inference.preprocessing import ImagePreprocessing
 
 # PIL's numbers, which processors use.
@@ -27,6 +29,8 @@ def image_steps(processor: Any, *, source: str) -> ImagePreprocessing:
     """The steps of a processor that runs on PIL. Raises ModelLoadError where ours cannot do what it does."""
     try:
         steps = _steps(processor)
+    except ValidationError as error:
+        raise ModelLoadError(f"hf:{source}: {_name(processor)} is not understood: {first_problem(error)}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelLoadError(f"hf:{source}: {_name(processor)} is not understood: {error}") from error
     for seed, size in enumerate(_PICTURES):

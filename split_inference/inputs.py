@@ -10,9 +10,12 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from split_inference.errors import DataError
 
@@ -95,6 +98,13 @@ def _labels_from_table(path: Path) -> dict[str, int]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
     rows = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        return _labels_from_rows(rows, path)
+    except csv.Error as error:
+        raise DataError(f"{path} line {rows.line_num + 1}: {error}") from None
+
+
+def _labels_from_rows(rows: csv.DictReader[str], path: Path) -> dict[str, int]:
     if rows.fieldnames is None or not {"file", "label"} <= set(rows.fieldnames):
         raise DataError(f"{path} needs columns file and label, has {rows.fieldnames}")
     result = {}
@@ -102,22 +112,30 @@ def _labels_from_table(path: Path) -> dict[str, int]:
         # A short row has None where text is missing; other digits than 0 to 9 are no index.
         label = row["label"] or ""
         if not (label.isascii() and label.isdecimal() and len(label) <= _MOST_DIGITS):
-            raise DataError(f"{path} line {rows.line_num}: label must be the index of an output, got {label!r}")
+            raise DataError(f"{path} line {rows.line_num}: label must be the index of an output, got {label[:80]!r}")
+        if not row["file"]:
+            raise DataError(f"{path} line {rows.line_num}: no file stands beside the label")
         result[row["file"]] = int(label)
     return result
 
 
 def _read_archive(path: Path, limit: int | None, seed: int) -> list[EncodedInput]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             prefix = archive["jpeg_prefix"].tobytes()
             body = archive["jpeg_body"].tobytes()
-            offsets = archive["offsets"].tolist()
-            labels = archive["labels"].tolist()
-    except (OSError, KeyError, ValueError) as error:
-        raise DataError(f"{path} is no archive with jpeg_prefix, jpeg_body, offsets and labels: {error}") from error
+            offsets = _whole_numbers(archive["offsets"])
+            labels = _whole_numbers(archive["labels"])
+    except Exception as error:  # zipfile, zlib and NumPy raise a dozen types for bytes that are no archive
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path} is no archive with jpeg_prefix, jpeg_body, offsets and labels: {reason}") from error
     count = len(labels)
-    if len(offsets) != count + 1 or offsets[-1] != len(body):
+    if count == 0:
+        raise DataError(f"{path} holds no images")
+    if min(labels) < 0:
+        raise DataError(f"{path}: a label must be the index of an output, got {min(labels)}")
+    ascending = all(start <= end for start, end in pairwise([0, *offsets]))
+    if len(offsets) != count + 1 or offsets[-1] != len(body) or not ascending:
         raise DataError(f"{path}: offsets do not fit {count} images of {len(body)} bytes together")
     chosen = range(count) if limit is None or limit >= count else _sample(count, limit, seed)
     return [
@@ -125,8 +143,15 @@ def _read_archive(path: Path, limit: int | None, seed: int) -> list[EncodedInput
             name=f"{path.stem}-{i:05}.jpg",
             data=prefix + body[offsets[i] : offsets[i + 1]],
             media_type="image/jpeg",
-            label=int(labels[i]),
+            label=labels[i],
             header_bytes=len(prefix),
         )
         for i in chosen
     ]
+
+
+def _whole_numbers(values: NDArray[Any]) -> list[int]:
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        raise ValueError(f"one whole number each is needed, got {values.dtype} {list(values.shape)}")
+    result: list[int] = values.tolist()
+    return result

@@ -19,10 +19,10 @@ def read_json_file(path: Path, kind: type[_Model], *, what: str) -> _Model:
         return kind.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise ConfigError(f"cannot read {what} {path}: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{what} {path} is not JSON: {error}") from error
     except ValidationError as error:
         raise ConfigError(f"{what} {path}: {first_problem(error)}") from error
+    except (ValueError, RecursionError) as error:  # also of numbers of thousands of digits, and of lists in lists
+        raise ConfigError(f"{what} {path} is not JSON: {error}") from error
 
 
 def first_problem(error: ValidationError) -> str:

@@ -56,7 +56,15 @@ def load_model(uri: str, *, max_tensors: int = 1) -> LoadedModel:
         "factory": _load_factory,
         "classic": _load_classic,
     }[parsed.scheme]
-    model, card = loader(parsed, max_tensors)
+    try:
+        model, card = loader(parsed, max_tensors)
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
+        raise ModelLoadError(
+            f"model {uri!r} is built by transformers, which is not installed here: "
+            "pip install 'split-inference[transformers]'"
+        ) from error
     outputs = model.output.elements
     if card.labels and len(card.labels) != outputs:
         raise ModelLoadError(f"model {uri!r} gives {outputs} outputs, but its card has {len(card.labels)} labels")

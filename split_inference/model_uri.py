@@ -6,6 +6,7 @@ model_catalog.py, which loads what a URI names.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from split_inference.errors import ModelLoadError
 
 EMBEDDED_URI = "embedded:resnet20-cifar10"
 CLASSIC_MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "vgg16", "vgg19")
+# No other digits than these, of which int() takes some and not all, and fewer than it refuses.
+_SEED = re.compile(r"[0-9]{1,39}")
 RUNS_CODE = ("factory",)
 _OPTIONS = {
     "embedded": {"name"},
@@ -71,8 +74,8 @@ def parse_uri(uri: str) -> ModelUri:
         if key not in _OPTIONS[scheme]:
             known = ", ".join(sorted(_OPTIONS[scheme]))
             raise ModelLoadError(f"model {uri!r}: option {key!r} is not known for {scheme}; known are {known}")
-    if not options.get("seed", "0").isdigit():
-        raise ModelLoadError(f"model {uri!r}: seed must be a whole number, got {options['seed']!r}")
+    if not _SEED.fullmatch(options.get("seed", "0")):
+        raise ModelLoadError(f"model {uri!r}: seed must be a whole number below 10^39, got {options['seed'][:80]!r}")
     if scheme == "factory" and not path.rpartition(":")[0]:
         raise ModelLoadError(f"model {uri!r}: a factory is written factory:PACKAGE.MODULE:CALLABLE")
     parsed = ModelUri(scheme=scheme, path=path, options=options, text=uri)

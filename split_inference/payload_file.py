@@ -62,8 +62,8 @@ class PayloadModel(_Part):
     macs: Annotated[int, Field(ge=0)]
     """Multiply-accumulates of the whole model, per sample."""
     work: dict[str, tuple[Annotated[int, Field(ge=0)], ...]] | None = None
-    """Of the head before each split point that is asked, and before "output" for the whole model: its work in the families
-    of edge_sim/work.py, per sample; None where nobody counted."""
+    """Of the head before each split point that is asked, and before "output" for the whole model: its work in the
+    families of edge_sim/work.py, per sample; None where nobody counted."""
 
 
 class PayloadInput(_Part):

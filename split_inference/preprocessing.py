@@ -6,6 +6,7 @@ Knows NumPy and Pillow. Knows no torch and no model: the numbers come from the m
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from typing import Literal
@@ -19,6 +20,9 @@ from split_inference.errors import MalformedInputError, TooLargeError
 
 # A 48-megapixel phone picture passes; decoded as RGB this is 150 MB, which a server process can hold.
 MAX_PIXELS = 50_000_000
+# The longest edge of a JPEG (ITU T.81, B.2.2). Resizing makes a table of weights as long as an edge: of a line of
+# 50 million pixels, 100 kB as a PNG, two gigabytes.
+MAX_EDGE = 65_535
 # Each scan costs a pass over all pixels, and few bytes; encoders of progressive JPEGs make up to twenty.
 MAX_SCANS = 32
 # Of JPEG (ITU T.81, B.1.1): what is no stuffed byte, no restart and no fill byte.
@@ -39,7 +43,7 @@ Triple = tuple[float, float, float]
 class ImagePreprocessing(BaseModel):
     """Resize, crop and normalise an RGB image: (pixel - mean) / std with pixels 0..255."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: Literal["image"] = "image"
     height: PositiveInt
@@ -62,6 +66,11 @@ class ImagePreprocessing(BaseModel):
             raise ValueError(f"std must be positive, got {self.std}")
         if self.shortest_edge is not None and self.shortest_edge < max(self.height, self.width):
             raise ValueError(f"shortest_edge {self.shortest_edge} is smaller than the crop {self.height}x{self.width}")
+        # The numbers come with models, from a hub too: they are no way to ask for gigabytes.
+        shortest = self.shortest_edge or 0
+        most = max(self.height * self.width, shortest**2, math.prod(self.resized or (0,)))
+        if most > MAX_PIXELS:
+            raise ValueError(f"{most} pixels are asked for; at most {MAX_PIXELS} are made")
         if self.resized is not None and self.shortest_edge is not None:
             raise ValueError("resized and shortest_edge exclude each other")
         if self.resized is not None and (self.resized[0] < self.height or self.resized[1] < self.width):
@@ -141,8 +150,10 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if image.format in ("JPEG", "MPO") and _scans(data) > MAX_SCANS:
         raise MalformedInputError(f"the JPEG has more than {MAX_SCANS} scans, of which each costs a pass over it")
     width, height = image.size
-    if width * height > max_pixels:
-        raise TooLargeError(f"image is {width}x{height} pixels; at most {max_pixels} are decoded")
+    if width * height > max_pixels or max(width, height) > MAX_EDGE:
+        raise TooLargeError(
+            f"image is {width}x{height} pixels; at most {max_pixels} are decoded, and {MAX_EDGE} along an edge"
+        )
     try:
         return ImageOps.exif_transpose(image).convert("RGB")
     except MemoryError:

@@ -69,8 +69,23 @@ class SplitGraph:
                 "the model's first axis is fixed; export it with an example of two samples and a dynamic first axis"
             )
         self._s0 = shape[0].node.expr
+        self._refuse_unsendable("takes", self.input)
+        self._refuse_unsendable("gives", self.output)
         self.dependent = self._find_dependent()
         """Nodes whose values depend on the input's values, in graph order; the input itself is left out."""
+
+    def _refuse_unsendable(self, verb: str, node: fx.Node) -> None:
+        """What the model takes and gives travels too, where all is on the server, and where all is on the device."""
+        if self.feature_spec(node) is None:
+            value = node.meta.get("val")
+            what = type(value).__name__
+            if isinstance(value, Tensor):
+                shape = ", ".join("N" if _is_symbolic(size) else str(size) for size in value.shape)
+                what = f"{str(value.dtype).removeprefix('torch.')} [{shape}]"
+            raise ModelExportError(
+                f"the model {verb} {what}; one tensor of {', '.join(SENDABLE.values())} is needed, "
+                "samples first and all other axes fixed"
+            )
 
     def _find_dependent(self) -> list[fx.Node]:
         needed = self.needed(())

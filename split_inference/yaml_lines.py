@@ -15,6 +15,8 @@ import yaml
 from split_inference.errors import ConfigError
 
 Place = tuple[int | str, ...]
+# What PyYAML raises for what looks like a date and is none, as 2026-13-01, and for text that does not fit its tag.
+_NO_SUCH_VALUE = (ValueError, ArithmeticError, AttributeError, LookupError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,26 +52,29 @@ def read_yaml(path: Path) -> YamlFile:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
-    loader = yaml.SafeLoader(text)
     lines: dict[Place, int] = {(): 1}
     try:
-        root = loader.get_single_node()
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
         if root is None:
             raise ConfigError(f"{path}: the file is empty")
         _note_lines(root, (), lines, path, [])
-        data = loader.construct_document(root)
+        data = _constructed(root, path)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{path}:{line}: not YAML: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    except ValueError as error:
-        # What looks like a date and is none, such as 2026-13-01.
-        line = _line_that_fails(root) if root is not None else 1
-        raise ConfigError(f"{path}:{line}: a value cannot be read: {' '.join(str(error).split())}") from None
-    finally:
-        loader.dispose()
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply") from None
     return YamlFile(path=path, data=data, lines=lines)
+
+
+def _constructed(root: yaml.Node, path: Path) -> Any:
+    try:
+        return yaml.constructor.SafeConstructor().construct_document(root)
+    except _NO_SUCH_VALUE as error:
+        reason = " ".join(str(error).split()) if isinstance(error, ValueError) else "it is not what its tag says"
+        raise ConfigError(f"{path}:{_line_that_fails(root) or 1}: a value cannot be read: {reason}") from None
 
 
 def _line_that_fails(node: yaml.Node) -> int:
@@ -77,7 +82,7 @@ def _line_that_fails(node: yaml.Node) -> int:
     if isinstance(node, yaml.ScalarNode):
         try:
             yaml.constructor.SafeConstructor().construct_object(node)
-        except ValueError:
+        except _NO_SUCH_VALUE:
             return node.start_mark.line + 1
         return 0
     inner = node.value if isinstance(node, yaml.SequenceNode) else [each for pair in node.value for each in pair]

@@ -45,10 +45,9 @@ def _command_packages(root: Path) -> list[str]:
 
 def _missing_packages(text: str, packages: Sequence[str]) -> Iterator[str]:
     for stage in re.split(r"^(?=FROM )", text, flags=re.MULTILINE):
-        if not re.search(r"pip install --no-deps \.", stage):
-            continue
-        for package in packages:
-            if not re.search(rf"^COPY {package} {package}$", stage, re.MULTILINE):
+        before, installs, _ = stage.partition("pip install --no-deps .")
+        for package in packages if installs else ():
+            if not re.search(rf"^COPY {package} {package}$", before, re.MULTILINE):
                 yield f"installs the project without {package}, and split-inference does not start: COPY it before"
 
 

@@ -568,6 +568,12 @@ def list_item_too_many(documents):
     peers.append({"podSelector": {}})
 
 
+@mistake("network-policies", "a pod in our namespace -> RayService/split-inference head (headgroup):8265: is let in")
+def range_of_the_addresses_of_pods(documents):
+    peers = one(documents, "NetworkPolicy", "operator-to-head")["spec"]["ingress"][0]["from"]
+    peers.append({"ipBlock": {"cidr": "10.0.0.0/8"}})
+
+
 @mistake("network-policies", "Job/locust-workers -> Job/locust-master:5557: is kept out", overlay="local-cpu")
 def locust_master_unreachable(documents):
     documents.remove(one(documents, "NetworkPolicy", "locust-workers-to-master"))

@@ -151,6 +151,11 @@ def test_a_patch_whose_test_does_not_hold_stops_the_rendering(copy_of_the_files)
         ("COPY split_inference split_inference", "COPY . .", "copies the whole folder"),
         ("ca-certificates grep wget", "ca-certificates grep wget g++", "the last stage has a compiler"),
         ("COPY loadtests loadtests\n", "", "installs the project without loadtests"),
+        (
+            "COPY loadtests loadtests\nRUN pip install --no-deps .\n",
+            "RUN pip install --no-deps .\nCOPY loadtests loadtests\n",
+            "installs the project without loadtests",
+        ),
     ],
 )
 def test_a_mistake_in_a_dockerfile_is_found(copy_of_the_files, old, new, says):

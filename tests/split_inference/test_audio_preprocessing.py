@@ -1,6 +1,7 @@
 """Sounds: a real file becomes what the model's own feature extractor gives, and wrong ones are refused."""
 
 import io
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import soundfile
 from pydantic import ValidationError
 
 from split_inference.audio_preprocessing import AudioPreprocessing
-from split_inference.errors import MalformedInputError, TooLargeError
+from split_inference.errors import MalformedInputError, ModelLoadError, TooLargeError
 
 EXTRACTOR = {"feature_extractor_type": "ASTFeatureExtractor", "sampling_rate": 16000, "max_length": 64,
              "num_mel_bins": 32, "mean": -4.2, "std": 4.5, "do_normalize": True, "feature_size": 1,
@@ -68,6 +69,15 @@ def test_too_long_a_sound_is_refused_before_it_is_decoded(steps):
 def test_an_empty_sound_is_refused(steps):
     with pytest.raises(MalformedInputError, match="empty"):
         steps.apply(sound(np.zeros(0, np.float32)))
+
+
+@pytest.mark.parametrize("library", ["soundfile", "transformers"])
+def test_a_library_that_an_image_lacks_is_named_with_what_to_install(library, monkeypatch):
+    data = sound(tone(440))
+    monkeypatch.setitem(sys.modules, library, None)
+    fresh = AudioPreprocessing.model_validate({"sampling_rate": 16000, "extractor": EXTRACTOR})
+    with pytest.raises(ModelLoadError, match=rf"{library}, which is not installed.*split-inference\[audio\]"):
+        fresh.apply(data)
 
 
 @pytest.mark.parametrize("name", ["os.system", "ASTModel", "", None])

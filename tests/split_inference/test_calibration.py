@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
+from split_inference import cli
 from split_inference.calibration import (
     EMBEDDED_CALIBRATION,
     Calibration,
@@ -144,3 +146,25 @@ def test_the_embedded_calibration_fits_the_embedded_model():
     assert made.model_digest == loaded.model.digest
     point = loaded.model.split_point(made.split_point)
     assert len(made.codecs()) == len(point.features)
+
+
+@pytest.mark.parametrize(("lengths", "said"), [((1600, 800), "2.wav becomes 800"), ((800, 800), "1.wav becomes 800")])
+def test_sounds_that_the_model_does_not_take_are_refused_in_one_line(lengths, said, tmp_path, monkeypatch, capsys):
+    extractor = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "feature_size": 1, "do_normalize": True}
+    steps = {"kind": "audio", "sampling_rate": 16000, "extractor": extractor}
+    program = torch.export.export(
+        torch.nn.Linear(1600, 4), (torch.zeros(2, 1600),), dynamic_shapes=({0: torch.export.Dim("n", min=1, max=16)},)
+    )
+    torch.export.save(program, tmp_path / "ear.pt2")
+    (tmp_path / "ear.card.json").write_text(json.dumps({"task": "audio-classification", "preprocessing": steps}))
+    sounds = tmp_path / "sounds"
+    sounds.mkdir()
+    for name, length in enumerate(lengths, start=1):
+        soundfile.write(sounds / f"{name}.wav", np.linspace(-0.5, 0.5, length), 16000)
+    words = ["calibrate", f"pt2:{tmp_path / 'ear.pt2'}", "--data", str(sounds), "-o", str(tmp_path / "out.json")]
+    monkeypatch.setattr("sys.argv", ["split-inference", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.run(cli.app, "split-inference")
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"split-inference: {said}, and the model takes 1600: cut it to that, or pad it"

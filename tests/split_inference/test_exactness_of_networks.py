@@ -8,6 +8,7 @@ from split_inference.exactness import through_frame, verify
 from split_inference.model_catalog import load_model
 from split_inference.model_split import export_model
 from split_inference.weights import fill_with_random_weights
+from split_inference.wire import MAX_FRAME_BYTES
 
 
 def _assert_exact(model, *, at_least):
@@ -28,6 +29,19 @@ def test_samples_that_one_frame_cannot_hold_travel_one_by_one(monkeypatch):
     assert more > size
     for tensors in (together, one_by_one):
         assert all(torch.equal(arrived, tensor) for arrived, tensor in zip(tensors, sent, strict=True))
+
+
+def test_three_samples_of_the_widest_features_of_vgg_arrive():
+    features = torch.arange(3 * 64 * 224 * 224, dtype=torch.float32).reshape(3, 64, 224, 224)
+    (arrived,), size = through_frame([features], split_point="stage1.1", digest="ab" * 32)
+    assert torch.equal(arrived, features)
+    assert size > features.numel() * 4 > MAX_FRAME_BYTES
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_in_half_precision_is_exact(dtype):
+    model = export_model(torch.nn.Linear(4, 3).to(dtype), torch.zeros(1, 4, dtype=dtype))
+    assert all(result.exact for result in verify(model))
 
 
 @pytest.mark.slow

@@ -9,9 +9,13 @@ from PIL import Image
 from split_inference.errors import ModelLoadError
 from split_inference.hf_image_steps import image_steps
 
-NORMAL = {"do_normalize": True, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+NORMAL: dict[str, object] = {
+    "do_normalize": True,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+}
 # As the files of published models have them: old ones name a feature extractor, and leave out what is by default.
-FILES = {
+FILES: dict[str, dict[str, object]] = {
     "mobilevit": {
         "feature_extractor_type": "MobileViTFeatureExtractor",
         "do_center_crop": True,
@@ -77,12 +81,15 @@ def test_a_picture_gets_the_pixels_that_the_models_own_processor_makes(tmp_path,
         ({"do_resize": False}, r"makes \[1, 3, 600, 300\] of a picture of 300x600"),
         ({"size": {"shortest_edge": 64}}, "makes"),
         ({"resample": 5}, "is not understood: 5"),
+        ({"do_normalize": True, "image_std": [0.0, 1.0, 1.0]}, "is not understood: Value error, std must be positive"),
+        ({"do_normalize": True, "image_std": [float("nan"), 1.0, 1.0]}, "is not understood: std.0: .*finite"),
     ],
 )
 def test_what_cannot_be_done_here_is_refused(tmp_path, changed, reason):
     processor = processor_of(tmp_path, FILES["vit"] | changed)
-    with pytest.raises(ModelLoadError, match=f"hf:some/model: ViTImageProcessor {reason}"):
+    with pytest.raises(ModelLoadError, match=f"hf:some/model: ViTImageProcessor {reason}") as refusal:
         image_steps(processor, source="some/model")
+    assert "\n" not in str(refusal.value)
 
 
 def test_pixels_that_no_step_explains_are_refused(tmp_path):
@@ -101,3 +108,14 @@ def test_pixels_that_no_step_explains_are_refused(tmp_path):
 
     with pytest.raises(ModelLoadError, match="Brighter makes other pixels"):
         image_steps(Brighter(), source="some/model")
+
+
+def test_a_size_of_gigabytes_is_refused_before_a_picture_is_made_so(tmp_path):
+    processor = processor_of(tmp_path, FILES["vit"] | {"size": {"height": 100_000, "width": 100_000}})
+
+    class NeverCalled:
+        def __getattr__(self, name):
+            return getattr(processor, name)
+
+    with pytest.raises(ModelLoadError, match=r"is not understood: .*10000000000 pixels are asked for"):
+        image_steps(NeverCalled(), source="some/model")

@@ -43,6 +43,56 @@ def test_a_sample_follows_the_seed(folder):
     assert all(n == sorted(n) and len(n) == 3 for n in names)
 
 
+def archive(path, **changed):
+    """Two images of two bytes each."""
+    parts = {"jpeg_prefix": np.zeros(3, np.uint8), "jpeg_body": np.zeros(4, np.uint8)}
+    parts |= {"offsets": np.array([0, 2, 4], np.uint32), "labels": np.array([1, 0], np.uint8)}
+    np.savez_compressed(path, **(parts | changed))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"labels": np.array(["cat", "dog"])}, "is no archive.*one whole number each is needed, got <U3"),
+        ({"labels": np.array([[1], [0]])}, "one whole number each is needed"),
+        ({"labels": np.array(1)}, "one whole number each is needed"),
+        ({"labels": np.array([np.nan, 1])}, "one whole number each is needed, got float64"),
+        ({"labels": np.array([1, -1])}, "a label must be the index of an output, got -1"),
+        ({"offsets": np.array(4)}, "one whole number each is needed"),
+        ({"offsets": np.array([0, 2.5, 4])}, "one whole number each is needed"),
+        ({"offsets": np.array([0, 9, 4])}, "offsets do not fit 2 images of 4 bytes"),
+        ({"offsets": np.array([-2, 2, 4])}, "offsets do not fit"),
+        ({"offsets": np.array([0]), "labels": np.array([], np.uint8)}, "holds no images"),
+    ],
+)
+def test_an_archive_that_does_not_fit_is_refused(tmp_path, changed, reason):
+    with pytest.raises(DataError, match=reason):
+        read_inputs(archive(tmp_path / "test.npz", **changed))
+
+
+def test_a_damaged_archive_is_refused_in_one_line_or_read(tmp_path, rng):
+    path = archive(tmp_path / "test.npz")
+    whole = path.read_bytes()
+    damaged = [whole[:end] for end in range(0, len(whole), 50)]
+    for _ in range(500):
+        other = bytearray(whole)
+        for place in rng.integers(0, len(whole), 3):
+            other[place] = rng.integers(256)
+        damaged.append(bytes(other))
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    damaged.append((tmp_path / "array.npy").read_bytes())
+    refusals = []
+    for data in damaged:
+        path.write_bytes(data)
+        try:
+            read_inputs(path)
+        except DataError as error:
+            refusals.append(str(error))
+    assert len(refusals) > 100
+    assert not [refusal for refusal in refusals if "\n" in refusal]
+
+
 def test_an_archive_of_jpegs_gives_whole_files(tmp_path):
     prefix, bodies = b"HEAD", [b"one", b"three", b""]
     np.savez(
@@ -85,6 +135,8 @@ def test_wrong_paths_are_refused_in_one_line(tmp_path):
         ("file,label\n0.jpg\n", "line 2"),
         ("file,label\n0.jpg,1\n1.jpg,\u00b2\n", "line 3"),
         ("file,label\n0.jpg," + "9" * 5000 + "\n", "line 2"),
+        ("file,label\n" + "x" * 200_000 + ",1\n", "line 2: field larger than"),
+        ("label,file\n1\n", "line 2: no file stands beside the label"),
         ("file,label\nk\u00e4se.jpg,1\n".encode("latin-1"), "labels.csv: cannot be read"),
     ],
 )

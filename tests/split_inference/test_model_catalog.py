@@ -1,6 +1,7 @@
 """The catalogue: every form of URI gives a model with a true card, and every wrong one a line that helps."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -151,6 +152,8 @@ def test_pickled_transformers_weights_are_refused(tmp_path):
         ("resnet18", "comes without weights"),
         ("resnet18?weight=random", "option 'weight' is not known"),
         ("resnet18?weights=random&seed=x", "seed must be a whole number"),
+        ("resnet18?weights=random&seed=\u00b2", "seed must be a whole number"),
+        ("resnet18?weights=random&seed=" + 5000 * "9", "seed must be a whole number"),
         ("resnet18?weights=none.safetensors", "no weights file"),
         ("embedded:other", "no embedded model"),
         ("pt2:none.pt2", "no file"),
@@ -168,6 +171,13 @@ def test_a_wrong_uri_is_refused_in_one_line(uri, reason):
     with pytest.raises(ModelLoadError, match=reason) as caught:
         load_model(uri)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("uri", ["resnet18?weights=random", "hf:org/model"])
+def test_a_library_that_an_image_lacks_is_named_with_what_to_install(uri, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ModelLoadError, match=r"not installed here: pip install 'split-inference\[transformers\]'"):
+        load_model(uri)
 
 
 def test_a_hub_that_is_not_reached_is_said_at_once(monkeypatch):
@@ -190,7 +200,13 @@ def test_a_model_that_does_not_export_says_so(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [("{", "is not JSON"), ('{"label": []}', "label"), ('{"preprocessing": {"kind": "image"}}', "height")],
+    [
+        ("{", "is not JSON"),
+        (100_000 * "[", "is not JSON"),
+        (6000 * "1", "is not JSON"),
+        ('{"label": []}', "label"),
+        ('{"preprocessing": {"kind": "image"}}', "height"),
+    ],
 )
 def test_a_wrong_card_names_its_field(tmp_path, content, reason):
     path = tmp_path / "card.json"

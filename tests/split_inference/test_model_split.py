@@ -178,3 +178,43 @@ def test_two_outputs_are_refused():
 
     with pytest.raises(ModelExportError, match="gives 2 outputs"):
         export_model(Two(), torch.zeros(1, 3))
+
+
+class Word(torch.nn.Module):
+    """int64 [N, 5] -> float32 [N, 3]."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.classifier = torch.nn.Embedding(10, 4), torch.nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.classifier(self.words(x).mean(1))
+
+
+class Answer(torch.nn.Module):
+    """float32 [N, 5] -> what `of` makes of a linear layer."""
+
+    def __init__(self, of):
+        super().__init__()
+        self.classifier, self.of = torch.nn.Linear(5, 3), of
+
+    def forward(self, x):
+        return self.of(self.classifier(x))
+
+
+@pytest.mark.parametrize(
+    ("module", "example", "reason"),
+    [
+        (Word(), torch.zeros(1, 5, dtype=torch.int64), r"takes int64 \[N, 5\]"),
+        (Word(), torch.zeros(1, 5, dtype=torch.int32), r"takes int32 \[N, 5\]"),
+        (torch.nn.Linear(5, 3).double(), torch.zeros(1, 5, dtype=torch.float64), r"takes float64 \[N, 5\]"),
+        (Answer(lambda y: y.argmax(1)), torch.zeros(1, 5), r"gives int64 \[N\]"),
+        (Answer(lambda y: y.sum()), torch.zeros(1, 5), r"gives float32 \[\]"),
+        (Answer(lambda y: y.t()), torch.zeros(1, 5), r"gives float32 \[3, N\]"),
+        (Answer(lambda y: y.shape[0]), torch.zeros(1, 5), "gives SymInt"),
+    ],
+)
+def test_ends_that_cannot_travel_are_refused_in_one_line(module, example, reason):
+    with pytest.raises(ModelExportError, match=f"the model {reason}; one tensor of float32") as caught:
+        export_model(module, example)
+    assert "\n" not in str(caught.value)

@@ -20,19 +20,62 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.fixture
+def resizes(monkeypatch):
+    """Sizes that images are resized to; what would need gigabytes fails instead of being done."""
+    sizes: list[tuple[int, int]] = []
+    resize = Image.Image.resize
+
+    def counted(image, size, *arguments, **options):
+        sizes.append(size)
+        assert max(size[0] * size[1], *image.size) < 10_000_000, f"{image.size} resized to {size}"
+        return resize(image, size, *arguments, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", counted)
+    return sizes
+
+
 @pytest.mark.parametrize("size", [(65_000, 1), (1, 65_000), (2, 50_000)])
-def test_a_line_of_pixels_is_no_way_to_ask_for_gigabytes(size):
+def test_a_line_of_pixels_is_no_way_to_ask_for_gigabytes(size, resizes):
     data = encoded(Image.new("RGB", size))
     assert len(data) < 10_000
     steps = ImagePreprocessing(height=224, width=224, shortest_edge=256)
-    tracemalloc.start()
-    try:
-        with pytest.raises(TooLargeError, match="pixels before it is cropped; at most 50000000 are made"):
-            steps.apply(data)
-        assert tracemalloc.get_traced_memory()[1] < 50e6
-    finally:
-        tracemalloc.stop()
+    with pytest.raises(TooLargeError, match="pixels before it is cropped; at most 50000000 are made"):
+        steps.apply(data)
+    assert resizes == []
     assert steps.apply(encoded(Image.new("RGB", (100, 1)))).shape == (1, 3, 224, 224)
+
+
+@pytest.mark.parametrize("size", [(20_000_000, 1), (1, 65_536)])
+def test_a_line_longer_than_any_jpeg_is_refused_before_it_is_decoded(size, resizes):
+    """Resizing one of 50 million pixels straight to a small square takes two gigabytes of weights."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 8, 0, 0, 0, 0))
+    png = b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", b"") + png_chunk(b"IEND", b"")
+    with pytest.raises(TooLargeError, match="and 65535 along an edge"):
+        ImagePreprocessing(height=8, width=8).apply(png)
+    assert resizes == []
+    assert ImagePreprocessing(height=8, width=8).apply(encoded(Image.new("L", (65_535, 1)))).shape == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        {"height": 32, "width": 48},
+        {"height": 24, "width": 32, "shortest_edge": 40},
+        {"height": 24, "width": 32, "shortest_edge": 40, "resample": "bicubic", "mean": [1, 2, 3], "std": [4, 5, 6]},
+    ],
+)
+def test_a_card_from_before_resized_and_channels_gives_the_same_bits(rng, steps):
+    image = noise(rng, 90, 130)
+    kept = ImagePreprocessing.model_validate(steps)
+    if kept.shortest_edge is None:
+        small = image.resize((48, 32), Image.Resampling.BILINEAR)
+    else:
+        kind = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[kept.resample]
+        small = image.resize((round(130 * 40 / 90), 40), kind).crop((13, 8, 45, 32))
+    pixels = np.asarray(small, np.float32)
+    wanted = (pixels - np.array(kept.mean, np.float32)) / np.array(kept.std, np.float32)
+    np.testing.assert_array_equal(kept.apply(encoded(image))[0].transpose(1, 2, 0), wanted)
 
 
 def noise(rng, height: int, width: int) -> Image.Image:
@@ -147,10 +190,15 @@ def test_the_pixel_limit_is_the_callers(rng):
     [
         ({"height": 0}, "height"),
         ({"std": (1, 0, 1)}, "std"),
+        ({"std": (1, float("nan"), 1)}, "std.*finite"),
+        ({"mean": (1, float("inf"), 1)}, "mean.*finite"),
+        ({"height": 100_000, "width": 100_000}, "10000000000 pixels are asked for; at most 50000000"),
+        ({"shortest_edge": 8_000}, "64000000 pixels are asked for"),
+        ({"resized": (8, 10_000_000)}, "80000000 pixels are asked for"),
         ({"shortest_edge": 4}, "shortest_edge"),
         ({"men": 1}, "men"),
     ],
 )
 def test_nonsense_is_refused(wrong, reason):
-    with pytest.raises(ValidationError, match=reason):
+    with pytest.raises(ValidationError, match=f"(?s){reason}"):
         ImagePreprocessing.model_validate({"height": 8, "width": 8} | wrong)

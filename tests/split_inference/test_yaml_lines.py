@@ -40,6 +40,13 @@ def test_steps_that_lead_out_of_the_file_are_cut_off(tmp_path):
         ("a: !!python/object:os.system {}\n", ":1: not YAML: could not determine a constructor"),
         ("a: 1\n---\nb: 2\n", "not YAML: but found another document"),
         ("a: 1\nb:\n  - x\n  - 2026-13-01\n", ":4: a value cannot be read: month must be in 1..12"),
+        ("a:\n  - 1\n  - !!int ''\n", ":3: a value cannot be read: it is not what its tag says"),
+        ("a: 1\nb: !!bool maybe\n", ":2: a value cannot be read: it is not what its tag says"),
+        ("a: !!timestamp today\n", ":1: a value cannot be read: it is not what its tag says"),
+        ("? !!int ''\n: 1\n", ":1: a value cannot be read: it is not what its tag says"),
+        ("a: 1" + 5000 * "0" + "\n", ":1: a value cannot be read: Exceeds the limit"),
+        ("a: '\x07'\n", "not YAML: unacceptable character #x0007"),
+        ("a: " + 5000 * "[" + "\n", "nested too deeply"),
     ],
 )
 def test_what_cannot_be_read_is_one_line_with_its_place(tmp_path, text, reason):
