@@ -172,12 +172,12 @@ def profile_of(
 ) -> ServerProfile:
     """The profile that these answers say; of a batch size, those at Poisson moments, where there are enough.
 
-    ValueError where there are too few.
+    ServerError where there are too few.
     """
     spread = [each for each in samples if each.share > 0]
     batch_s = {**_by_rows(samples), **_by_rows(spread)}
     if not batch_s or not spread:
-        raise ValueError("too few answers: measure for longer")
+        raise ServerError("too few answers of the server came in time: measure for longer (--seconds)")
     profile = ServerProfile(
         source=source,
         replicas=replicas,

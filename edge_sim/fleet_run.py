@@ -24,7 +24,7 @@ from edge_sim.http_fleet_server import HttpFleetServer
 from edge_sim.model_profile import ModelProfile
 from edge_sim.recorder import NOT_ENDED, RunRecorder
 from edge_sim.request_record import Request, line_of
-from edge_sim.scenario import Scenario
+from edge_sim.scenario import Scenario, Switch
 from edge_sim.server_model import ServerModel
 from edge_sim.server_profile import BatchTimes, ServerProfile, quantile
 from edge_sim.transport import Access, HttpTransport
@@ -168,13 +168,7 @@ def run_scenario(
             raise
         finally:
             writer.flush()
-    late_s = np.asarray(writer.late_s) if writer.late_s else np.zeros(1)
-    p99_s = float(np.quantile(late_s, 0.99))
-    invalid = None
-    if p99_s > MAX_LATENESS_P99_S:
-        invalid = f"requests began {1000 * p99_s:.0f} ms late at p99; at most {1000 * MAX_LATENESS_P99_S:.0f} ms count"
-    if not writer.progress.requests:
-        invalid = "no request was made"
+    invalid, p99_s = judged(writer)
     assumed = [*hardware.assumed, *_borrowed_times(scenario, models, base)]
     recorder.add_facts(
         {
@@ -198,6 +192,18 @@ def run_scenario(
     )
 
 
+def judged(writer: FleetRecorder) -> tuple[str | None, float]:
+    """Why a run that ended says nothing, None where it says something; and the 99th percentile of its lateness."""
+    late_s = np.asarray(writer.late_s) if writer.late_s else np.zeros(1)
+    p99_s = float(np.quantile(late_s, 0.99))
+    if not writer.progress.requests:
+        return "no request was made", p99_s
+    if p99_s > MAX_LATENESS_P99_S:
+        most_ms = 1000 * MAX_LATENESS_P99_S
+        return f"requests began {1000 * p99_s:.0f} ms late at p99; at most {most_ms:.0f} ms count", p99_s
+    return None, p99_s
+
+
 def _borrowed_times(scenario: Scenario, models: Mapping[str, ModelProfile], base: Path) -> list[str]:
     """What a simulated server was not measured for: it takes the times of another split point then."""
     said = []
@@ -214,7 +220,10 @@ def _asked(scenario: Scenario, name: str, model: ModelProfile) -> set[str]:
     """Split points of a model that the groups' policies may ask its server for."""
     allowed = scenario.models[name].split_points
     asked: set[str] = set()
-    for policy in (group.policy for group in scenario.groups if group.model == name):
+    policies = [group.policy for group in scenario.groups if group.model == name]
+    # Of switches, those that may be to this model: a switch that names none keeps what there was.
+    policies += [fault.policy for fault in scenario.faults if isinstance(fault, Switch) and fault.model in (name, None)]
+    for policy in policies:
         if policy.kind == "fixed":
             asked.add(policy.split_point)
         elif policy.kind == "server_only":

@@ -5,13 +5,13 @@ from __future__ import annotations
 import heapq
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edge_sim.recorder import NOT_ENDED, RunRecorder
 from edge_sim.run_reader import read_header
-from split_inference.errors import DataError
+from split_inference.errors import DataError, UsageError
 
 # What all shards of one run have in common.
 _SAME = ("scenario", "seed", "clock", "duration_s")
@@ -40,7 +40,11 @@ def merge_runs(folders: Sequence[Path], into: Path, *, command: str) -> Path:
     for folder in folders:
         if not (folder / "requests.jsonl").is_file():
             raise DataError(f"{folder} has no requests.jsonl: the run was moved, or is none")
-    into.mkdir(parents=True)
+    lines = [_sorted(folder, number) for number, folder in enumerate(folders)]
+    try:
+        into.mkdir(parents=True)
+    except OSError as error:
+        raise UsageError(f"cannot make {into}: {error.strerror}") from error
     invalid = [
         f"shard {shard[0]}: {header['invalid']}"
         for shard, header in zip(shards, headers, strict=True)
@@ -55,7 +59,7 @@ def merge_runs(folders: Sequence[Path], into: Path, *, command: str) -> Path:
         "lateness_p99_s": max(float(header.get("lateness_p99_s") or 0.0) for header in headers),
         "wrong_answers": sum(int(header.get("wrong_answers") or 0) for header in headers),
         "host_too_slow": sum(int(header.get("host_too_slow") or 0) for header in headers),
-        "outcomes": dict(sum((Counter(header.get("outcomes") or {}) for header in headers), Counter[str]())),
+        "outcomes": dict(Counter(outcome for each in lines for *_, outcome in each)),
     }
     if any(header.get("ended_at_s") is not None for header in headers):
         # The longest, as goodput is of all shards together.
@@ -63,19 +67,23 @@ def merge_runs(folders: Sequence[Path], into: Path, *, command: str) -> Path:
             float(header.get("ended_at_s", header.get("duration_s") or 0.0)) for header in headers
         )
     with RunRecorder(into, command=command, facts=facts) as recorder:
-        for _, _, line in heapq.merge(*(_sorted(folder, number) for number, folder in enumerate(folders))):
+        for _, _, line, _ in heapq.merge(*lines):
             recorder.lines(line + "\n")
     recorder.add_facts({"invalid": "; ".join(invalid) or None})
     return into
 
 
-def _sorted(folder: Path, shard: int) -> Iterator[tuple[float, int, str]]:
+def _sorted(folder: Path, shard: int) -> list[tuple[float, int, str, str]]:
+    """Intended start, shard, line and outcome of each record. A last line that a kill has cut off is left out."""
     keyed = []
     with (folder / "requests.jsonl").open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
+            if not line.endswith("\n"):
+                break
             try:
-                keyed.append((float(json.loads(line)["intended_s"]), shard, line.rstrip("\n")))
+                row = json.loads(line)
+                keyed.append((float(row["intended_s"]), shard, line.rstrip("\n"), str(row["outcome"])))
             except (ValueError, KeyError, TypeError):
                 raise DataError(f"{folder}/requests.jsonl:{number}: no record of a request") from None
     keyed.sort()
-    return iter(keyed)
+    return keyed

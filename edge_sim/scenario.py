@@ -169,8 +169,9 @@ class ModelSettings(Settings):
     """File or folder that the payloads were made from; needed where `compute` is real."""
     calibration: Path | None = None
     """Of the payloads' calibrated options, where `compute` is real; by default the embedded model's."""
-    route: str | None = None
-    """Path on the server; by default /v1/models/<name>."""
+    route: Annotated[str, Field(pattern=r"^/[A-Za-z0-9._~/-]*$", max_length=1024)] | None = None
+    """Path on the server; by default /v1/models/<name>. It stands behind the server's URL: what is no path would be
+    another host."""
     split_points: tuple[str, ...] | None = None
     """Those among which an adaptive device chooses; by default all of the profile."""
 
@@ -315,6 +316,8 @@ class Scenario(Settings):
             for fault in self.faults:
                 if isinstance(fault, ServerDown | ReplicaKilled):
                     raise ValueError(f"faults: {fault.kind} is for simulated servers; stop a real one yourself")
+        for name in self.server.profiles:
+            _known(name, self.models, "server.profiles")
         if self.clock == "virtual":
             for name in self.models:
                 if name not in self.server.profiles:

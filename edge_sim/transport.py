@@ -107,6 +107,9 @@ class HttpTransport:
         self._session: aiohttp.ClientSession | None = None
 
     async def send(self, request: Request, *, timeout_s: float) -> Response:
+        if not request.path.startswith("/"):
+            # Behind the base it would be another host or port, which gets frames and token.
+            raise UsageError(f"a path on the server begins with a slash, got {request.path[:80]!r}")
         headers = dict(request.headers)
         if self._token is not None:
             headers["authorization"] = f"Bearer {self._token}"

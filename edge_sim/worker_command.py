@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from edge_sim.fleet_options import CaOption, InsecureTokenOption, RunsOption, TokenOption
-from split_inference.cli import JsonOption, out, print_json
+from split_inference.cli import JsonOption, err, out, print_json
 from split_inference.errors import UsageError
 
 
@@ -46,9 +47,9 @@ def worker(
     import asyncio
 
     from edge_sim.client import EdgeClient
-    from edge_sim.fleet_run import FleetRecorder
+    from edge_sim.fleet_run import FleetRecorder, judged
     from edge_sim.real_worker import RealWorker
-    from edge_sim.recorder import RunRecorder, new_run_folder
+    from edge_sim.recorder import NOT_ENDED, RunRecorder, new_run_folder
     from edge_sim.transport import read_token
     from split_inference.calibration import EMBEDDED_CALIBRATION, load_calibration
     from split_inference.cli import load_with_notice
@@ -68,6 +69,7 @@ def worker(
         "clock": "wall",
         "seed": seed,
         "duration_s": seconds,
+        "invalid": NOT_ENDED,
         "note": "a real device: nothing is simulated, and no energy is known",
     }
 
@@ -89,13 +91,25 @@ def worker(
 
     command = shlex.join(["python", "-m", "edge_sim", *sys.argv[1:]])
     with RunRecorder(folder, command=command, facts=facts) as recorder:
-        writer = FleetRecorder(recorder)
+        writer, began_s = FleetRecorder(recorder), time.monotonic()
         try:
             asyncio.run(live(writer))
+        except BaseException:
+            recorder.add_facts({"ended_at_s": min(seconds, time.monotonic() - began_s)})
+            raise
         finally:
             writer.flush()
     progress = writer.progress
+    # A device that is late is a slow device: that is what its records are for.
+    _, lateness_p99_s = judged(writer)
+    invalid = None if progress.requests else "no request was made"
+    recorder.add_facts(
+        {"invalid": invalid, "lateness_p99_s": lateness_p99_s, "outcomes": dict(progress.outcomes), "assumed": []}
+    )
     if as_json:
         print_json({"folder": str(folder), "requests": progress.requests, "outcomes": dict(progress.outcomes)})
     else:
         out.print(f"{progress.requests} requests: {dict(progress.outcomes)}; written to {folder}")
+    if invalid:
+        err.print(f"edge_sim: INVALID: {invalid}")
+        raise typer.Exit(3)

@@ -109,7 +109,7 @@ def test_the_capacity_is_the_best_closed_loop_and_what_was_under_way_at_its_end_
 
 
 def test_too_few_answers_are_refused():
-    with pytest.raises(ValueError, match="too few answers"):
+    with pytest.raises(ServerError, match="too few answers"):
         profile_of([], split_point="*", source="test")
 
 

@@ -178,6 +178,30 @@ def test_a_model_of_ones_own_is_simulated_by_the_work_that_payloads_counted(tmp_
     assert seconds["mine"] == seconds["resnet20-cifar10"]
 
 
+@pytest.mark.parametrize("route", ["@evil.example/v1", ".evil.example/x", "v1/models/m", "/v1?x=1", "/v1#x"])
+def test_a_route_that_would_be_another_host_is_refused(tmp_path, route):
+    content = yaml.safe_load(MIXED.read_text())
+    (tmp_path / "some.payloads").write_bytes(b"")
+    content |= {"clock": "wall", "server": {"url": "http://127.0.0.1:8000"}, "faults": []}
+    content["models"] = {"mobilenet": {"payloads": "some.payloads", "route": route}}
+    file = tmp_path / "route.yaml"
+    file.write_text(yaml.safe_dump(content))
+    result = edge_sim("validate", file)
+    assert result.returncode == 2
+    assert "models.mobilenet.route" in result.stderr
+
+
+def test_a_server_of_no_model_is_refused_before_the_run(tmp_path):
+    content = yaml.safe_load(MIXED.read_text())
+    (profile,) = list(content["server"]["profiles"].values())[:1]
+    content["server"]["profiles"]["nobody"] = profile
+    file = tmp_path / "extra.yaml"
+    file.write_text(yaml.safe_dump(content))
+    result = edge_sim("validate", file)
+    assert result.returncode == 2
+    assert "server.profiles: there is no nobody" in result.stderr
+
+
 @pytest.mark.parametrize("url", ["nonsense", "http://[::1"])
 def test_what_is_no_url_is_one_line(tmp_path, url):
     content = yaml.safe_load(MIXED.read_text())

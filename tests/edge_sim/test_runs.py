@@ -119,6 +119,21 @@ def test_merged_shards_are_the_whole_in_order(tmp_path):
         merge_runs([*folders[:2], tmp_path / "other"], tmp_path / "mixed", command="test")
 
 
+def test_a_shard_whose_last_line_was_cut_off_is_joined_without_it_and_a_broken_one_leaves_nothing(tmp_path):
+    made = scenario(group(policy={"kind": "device_only"}))
+    folders = [tmp_path / f"{index}" for index in range(2)]
+    rows = [simulate(made, folder, shard=Shard(index, 2)) for index, folder in enumerate(folders)]
+    with (folders[1] / "requests.jsonl").open("a") as lines:
+        lines.write('{"device": "g-1", "intended_s": 3')
+    merged = rows_of(merge_runs(folders, tmp_path / "merged", command="test"))
+    assert len(merged) == sum(map(len, rows))
+    with (folders[1] / "requests.jsonl").open("a") as lines:
+        lines.write("\n")
+    with pytest.raises(DataError, match="no record of a request"):
+        merge_runs(folders, tmp_path / "whole", command="test")
+    assert not (tmp_path / "whole").exists()
+
+
 def test_an_interrupted_run_is_invalid_and_its_goodput_is_of_what_it_did(tmp_path, monkeypatch):
     deliver_up = Link.deliver_up
 

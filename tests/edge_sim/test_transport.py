@@ -40,6 +40,12 @@ def test_bodies_and_headers_arrive_and_come_back():
     assert (response.status, response.body, response.headers["x-seen"]) == (200, body, "Bearer s3cret")
 
 
+def test_what_is_no_path_goes_nowhere():
+    for path in ("@evil.example/v1", ".evil.example/x", "v1/models/m", ""):
+        with pytest.raises(UsageError, match="begins with a slash"):
+            send("http://127.0.0.1:9", Request(method="GET", path=path), token="s3cret")
+
+
 def test_requests_share_a_connection():
     peers = set()
 
