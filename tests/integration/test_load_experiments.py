@@ -107,7 +107,9 @@ def test_two_workers_send_the_schedule_of_one_process_and_report_what_was_record
         # The very same arrivals, whatever the number of processes.
         expected = schedule(100, 3, 3)
         sent = {int(row["number"]): float(row["intended_s"]) for row in rows}
-        assert len(expected) - len(sent) <= dropped
+        # Of the second that counts; what a busy machine was late for in the warm-up is dropped and not counted.
+        warm = {number for number, at in enumerate(expected) if at >= 1}
+        assert len(warm - sent.keys()) <= dropped
         assert all(abs(expected[number] - at) < 1e-6 for number, at in sent.items())
         assert {row["outcome"] for row in rows} == {"right"}
         # Percentiles agree with an exact sort of the raw records to three digits, also merged.
