@@ -51,11 +51,13 @@ def calibrate_server(
         raise UsageError(f"{url} is not this machine: say --yes if load may go there")
     with PayloadFile.open(payload_file) as payload:
         offered = payload.header.options
-        chosen = list(dict.fromkeys(options or range(len(offered))))
+        chosen = options or range(len(offered))
         if (last := max(chosen)) >= len(offered):
             raise UsageError(f"--option {last}: {payload_file} has {len(offered)} options, from 0")
-        # Two codecs of one split point have one tail.
-        by_point = {offered[each].split_point or "input": each for each in reversed(chosen)}
+        by_point: dict[str, int] = {}
+        for each in chosen:
+            # Two codecs of one split point have one tail.
+            by_point.setdefault(offered[each].split_point or "input", each)
 
         async def ask(option: int) -> list[Sample]:
             transport = HttpTransport(url, connections=64)
@@ -72,18 +74,18 @@ def calibrate_server(
             finally:
                 await transport.close()
 
-        samples = {point: asyncio.run(ask(option)) for point, option in reversed(by_point.items())}
-        titles = ", ".join(offered[each].title for each in reversed(by_point.values()))
+        samples = {point: asyncio.run(ask(option)) for point, option in by_point.items()}
+        titles = ", ".join(offered[each].title for each in by_point.values())
         profile = together(
             [
                 profile_of(
-                    each,
+                    found,
                     split_point=point,
                     source=f"calibrate-server {url}, {payload.header.model.name}, {titles}",
                     replicas=replicas,
                     max_batch=max_batch,
                 )
-                for point, each in samples.items()
+                for point, found in samples.items()
             ]
         )
     file.write_text(profile.model_dump_json(indent=1) + "\n", encoding="utf-8")

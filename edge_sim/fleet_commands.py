@@ -6,7 +6,6 @@ Knows the terminal: tables, live progress, exit codes. What is done is in other 
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from rich.table import Table
 
 from edge_sim.calibrate_server_command import calibrate_server
 from edge_sim.fleet_options import (
+    INVALID,
     CaOption,
     InsecureTokenOption,
     RunsOption,
@@ -30,6 +30,7 @@ from edge_sim.fleet_options import (
 )
 from edge_sim.payloads_command import payloads
 from edge_sim.profile_commands import devices, links
+from edge_sim.sharding import refuse_what_would_be_shared, shard_of
 from edge_sim.worker_command import worker
 from split_inference.cli import JsonOption, err, out, print_json, run
 from split_inference.errors import ConfigError, UsageError
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
     from split_inference.payload_file import PayloadHeader
 
 INTERRUPTED = 130
-# An invalid run is no failure of the server, and no success either.
-INVALID = 3
 # Reading more than this takes seconds: `report` does it when asked.
 SUMMARIZED_AT_ONCE = 200_000
 
@@ -106,7 +105,7 @@ def run_command(
         found,
         base=scenario.parent,
         runs=runs,
-        shard=_shard(shard),
+        shard=shard_of(shard),
         traces=traces,
         yes=yes,
         quiet=as_json,
@@ -262,7 +261,7 @@ def _run(
             raise UsageError(f"{url} is not this machine: say --yes if load may go there")
         refuse_exposed_token(url, has_token=access.token is not None, allowed=access.allow_insecure_token)
     if shard is not None and shard.count > 1:
-        _refuse_what_shards_would_share(scenario)
+        refuse_what_would_be_shared(scenario)
     check_names(scenario, base=base, traces=traces)
     hardware = ProfileHardware(folder=base, traces=traces)
     models = model_profiles(scenario, base)
@@ -285,20 +284,6 @@ def _run(
             watch=(lambda progress: None) if quiet else (lambda progress: live.update(_live(progress, scenario))),
         )
     return result
-
-
-def _refuse_what_shards_would_share(scenario: Scenario) -> None:
-    """Each shard would have all of it for a part of the devices, and together they would look faster than the whole."""
-    if shared := sorted({group.cell for group in scenario.groups if group.cell is not None}):
-        raise UsageError(
-            f"--shard: the devices in cells.{shared[0]} share one link, of which every shard would have a whole one: "
-            "run the scenario whole, or give each shard's devices cells of their own"
-        )
-    if scenario.clock == "virtual" and any(group.policy.kind != "device_only" for group in scenario.groups):
-        raise UsageError(
-            "--shard: in virtual time every shard would have a whole simulated server for a part of the devices: run "
-            "the scenario whole; shards are for a real server (clock: wall)"
-        )
 
 
 def check_names(scenario: Scenario, *, base: Path, traces: Path | None) -> None:
@@ -386,17 +371,6 @@ def _finish(result: RunResult, *, as_json: bool, facts: Mapping[str, Any] | None
     if result.invalid:
         err.print(f"edge_sim: INVALID: {result.invalid}")
         raise typer.Exit(INVALID)
-
-
-def _shard(text: str | None) -> Shard | None:
-    from edge_sim.fleet import Shard
-
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-    if match is None or not int(match[1]) < int(match[2]):
-        raise UsageError(f"--shard {text!r}: expected I/N with 0 <= I < N, as in 0/4")
-    return Shard(int(match[1]), int(match[2]))
 
 
 def _header(folder: Path) -> dict[str, Any]:

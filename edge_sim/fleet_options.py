@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+INVALID = 3
+"""Exit code of a command whose run is invalid, which is no failure of the server, and no success either."""
 ScenarioArgument = Annotated[Path, typer.Argument(metavar="SCENARIO.yaml", help="The scenario's file.")]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder in which the run's own folder is made.")]
 TracesOption = Annotated[

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from edge_sim.assumed_times import assumed_times
 from edge_sim.clock import FleetClock, WallClock
 from edge_sim.conduct import Heads
 from edge_sim.fleet import Fleet, Hardware, Shard
@@ -24,7 +25,7 @@ from edge_sim.http_fleet_server import HttpFleetServer
 from edge_sim.model_profile import ModelProfile
 from edge_sim.recorder import NOT_ENDED, RunRecorder
 from edge_sim.request_record import Request, line_of
-from edge_sim.scenario import Scenario, Switch
+from edge_sim.scenario import Scenario
 from edge_sim.server_model import ServerModel
 from edge_sim.server_profile import BatchTimes, ServerProfile, quantile
 from edge_sim.transport import Access, HttpTransport
@@ -32,7 +33,7 @@ from edge_sim.virtual_clock import VirtualClock
 from split_inference.errors import UsageError
 from split_inference.payload_file import PayloadFile, PayloadHeader
 
-MAX_LATENESS_P99_S = 0.020
+MAX_LATENESS_P99_S = WallClock.late_s
 """Of a valid run on the wall clock: the 99th percentile of how late requests began."""
 # Sockets to one server; each of 2,000 devices has at most a few requests under way.
 MAX_CONNECTIONS = 1000
@@ -42,6 +43,8 @@ ASSUMED_SERVICE_S = 0.01
 _GRACE_S = 1.0
 _LINES = 2000
 NO_TOKEN = Access()
+NO_REQUEST = "no request was made"
+"""Why a run says nothing in which nobody asked."""
 # Over how many answers a live mean goes.
 RECENT = 10
 
@@ -81,6 +84,7 @@ class RunResult:
 class _Ended(NamedTuple):
     wrong_answers: int = 0
     host_too_slow: int = 0
+    assumed: Sequence[str] = ()
 
 
 MakeHeads = Callable[[PayloadHeader, Path, Path | None], "RunnableHeads"]
@@ -114,6 +118,11 @@ class FleetRecorder:
         self._lines.append(line_of(who, how, request))
         if len(self._lines) >= _LINES:
             self.flush()
+
+    @property
+    def lateness_p99_s(self) -> float:
+        """The 99th percentile of how late requests began; 0 where there are none."""
+        return float(np.quantile(self.late_s, 0.99)) if self.late_s else 0.0
 
     def flush(self) -> None:
         """Hand over what has been put together."""
@@ -168,8 +177,8 @@ def run_scenario(
             raise
         finally:
             writer.flush()
-    invalid, p99_s = judged(writer)
-    assumed = [*hardware.assumed, *_borrowed_times(scenario, models, base)]
+    invalid, p99_s = _why_invalid(writer), writer.lateness_p99_s
+    assumed = [*hardware.assumed, *ended.assumed]
     recorder.add_facts(
         {
             "assumed": assumed,
@@ -192,46 +201,13 @@ def run_scenario(
     )
 
 
-def judged(writer: FleetRecorder) -> tuple[str | None, float]:
-    """Why a run that ended says nothing, None where it says something; and the 99th percentile of its lateness."""
-    late_s = np.asarray(writer.late_s) if writer.late_s else np.zeros(1)
-    p99_s = float(np.quantile(late_s, 0.99))
+def _why_invalid(writer: FleetRecorder) -> str | None:
     if not writer.progress.requests:
-        return "no request was made", p99_s
+        return NO_REQUEST
+    p99_s = writer.lateness_p99_s
     if p99_s > MAX_LATENESS_P99_S:
-        most_ms = 1000 * MAX_LATENESS_P99_S
-        return f"requests began {1000 * p99_s:.0f} ms late at p99; at most {most_ms:.0f} ms count", p99_s
-    return None, p99_s
-
-
-def _borrowed_times(scenario: Scenario, models: Mapping[str, ModelProfile], base: Path) -> list[str]:
-    """What a simulated server was not measured for: it takes the times of another split point then."""
-    said = []
-    for name, profile in (server_profiles(scenario, base) if scenario.clock == "virtual" else {}).items():
-        if profile.source == "assumed":
-            said.append(f"server of {name}: all of its times")
-        missing = sorted(_asked(scenario, name, models[name]) - set(profile.batch_s))
-        if missing and "*" not in profile.batch_s:
-            said.append(f"server of {name}, {', '.join(missing)}: the times of {next(iter(profile.batch_s))}")
-    return said
-
-
-def _asked(scenario: Scenario, name: str, model: ModelProfile) -> set[str]:
-    """Split points of a model that the groups' policies may ask its server for."""
-    allowed = scenario.models[name].split_points
-    asked: set[str] = set()
-    policies = [group.policy for group in scenario.groups if group.model == name]
-    # Of switches, those that may be to this model: a switch that names none keeps what there was.
-    policies += [fault.policy for fault in scenario.faults if isinstance(fault, Switch) and fault.model in (name, None)]
-    for policy in policies:
-        if policy.kind == "fixed":
-            asked.add(policy.split_point)
-        elif policy.kind == "server_only":
-            asked.add("input")
-        elif policy.kind == "adaptive":
-            offered = {option.split_point for option in model.options}
-            asked |= {each or "input" for each in offered if each is None or allowed is None or each in allowed}
-    return asked
+        return f"requests began {1000 * p99_s:.0f} ms late at p99; at most {1000 * MAX_LATENESS_P99_S:.0f} ms count"
+    return None
 
 
 def model_profiles(scenario: Scenario, base: Path) -> dict[str, ModelProfile]:
@@ -302,7 +278,7 @@ def _run_virtual(
     finally:
         writer.progress.now_s = min(scenario.duration_s, clock.now_s())
         clock.close()
-    return _Ended()
+    return _Ended(assumed=assumed_times(scenario, models, profiles))
 
 
 async def _run_wall(

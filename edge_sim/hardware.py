@@ -97,10 +97,6 @@ class ProfileHardware:
         )
 
     def power(self, device: str, settings: LinkSettings, *, battery_j: float | None) -> PowerMeter:
-        profile = self._profile(settings)
-        if settings.radio is None and (profile is None or profile.radio is None):
-            # A factor of hundreds lies between them.
-            self._assumed["radio"] = f"{DEFAULT_RADIO}, where neither the link nor its profile names one"
         return PowerMeter(self._power(device, self._radio_name(settings)), battery_j=battery_j)
 
     def power_facts(self, device: str, settings: LinkSettings) -> dict[str, dict[str, float | bool]]:
@@ -144,12 +140,13 @@ class ProfileHardware:
 
     def _radio_name(self, settings: LinkSettings) -> str:
         profile = self._profile(settings)
-        return settings.radio or (profile.radio if profile and profile.radio else DEFAULT_RADIO)
+        named = settings.radio or (profile.radio if profile else None)
+        if not named:
+            # A factor of hundreds lies between them.
+            self._assumed["radio"] = f"{DEFAULT_RADIO}, where neither the link nor its profile names one"
+        return named or DEFAULT_RADIO
 
     def _link(self, settings: LinkSettings, *, seed: str, up: Bottleneck | None, down: Bottleneck | None) -> Link:
-        profile = self._profile(settings)
-        if profile is not None and settings.delay_ms is None:
-            self._note(f"link {settings.profile} propagation_ms", profile.propagation_ms)
         return Link(
             up if up is not None else self._bottleneck(settings, "up", seed=f"{seed}/up/rate"),
             down if down is not None else self._bottleneck(settings, "down", seed=f"{seed}/down/rate"),
@@ -160,28 +157,22 @@ class ProfileHardware:
         )
 
     def _delay_s(self, settings: LinkSettings) -> float:
-        if settings.delay_ms is not None:
-            return settings.delay_ms / 1000
-        profile = self._profile(settings)
-        return profile.propagation_ms.value / 1000 if profile else 0.0
+        return self._own_or_profiles(settings, settings.delay_ms, "propagation_ms") / 1000
 
     def _jitter_s(self, settings: LinkSettings) -> float:
-        if settings.jitter_ms is not None:
-            return settings.jitter_ms / 1000
-        profile = self._profile(settings)
-        if profile is None:
-            return 0.0
-        self._note(f"link {settings.profile} jitter_ms", profile.jitter_ms)
-        return profile.jitter_ms.value / 1000
+        return self._own_or_profiles(settings, settings.jitter_ms, "jitter_ms") / 1000
 
     def _loss(self, settings: LinkSettings) -> float:
-        if settings.loss is not None:
-            return settings.loss
+        return self._own_or_profiles(settings, settings.loss, "loss")
+
+    def _own_or_profiles(self, settings: LinkSettings, own: float | None, name: str) -> float:
+        """What the scenario says, else its link profile, else 0."""
         profile = self._profile(settings)
-        if profile is None:
-            return 0.0
-        self._note(f"link {settings.profile} loss", profile.loss)
-        return profile.loss.value
+        if own is not None or profile is None:
+            return own or 0.0
+        figure: Figure = getattr(profile, name)
+        self._note(f"link {settings.profile} {name}", figure)
+        return figure.value
 
     def _rate(self, settings: LinkSettings, direction: str) -> Rate | RateProfile:
         own: Rate | None = getattr(settings, direction)

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from edge_sim.fleet_options import CaOption, InsecureTokenOption, RunsOption, TokenOption
+from edge_sim.fleet_options import INVALID, CaOption, InsecureTokenOption, RunsOption, TokenOption
 from split_inference.cli import JsonOption, err, out, print_json
 from split_inference.errors import UsageError
 
@@ -47,7 +47,7 @@ def worker(
     import asyncio
 
     from edge_sim.client import EdgeClient
-    from edge_sim.fleet_run import FleetRecorder, judged
+    from edge_sim.fleet_run import NO_REQUEST, FleetRecorder
     from edge_sim.real_worker import RealWorker
     from edge_sim.recorder import NOT_ENDED, RunRecorder, new_run_folder
     from edge_sim.transport import read_token
@@ -101,10 +101,14 @@ def worker(
             writer.flush()
     progress = writer.progress
     # A device that is late is a slow device: that is what its records are for.
-    _, lateness_p99_s = judged(writer)
-    invalid = None if progress.requests else "no request was made"
+    invalid = None if progress.requests else NO_REQUEST
     recorder.add_facts(
-        {"invalid": invalid, "lateness_p99_s": lateness_p99_s, "outcomes": dict(progress.outcomes), "assumed": []}
+        {
+            "invalid": invalid,
+            "lateness_p99_s": writer.lateness_p99_s,
+            "outcomes": dict(progress.outcomes),
+            "assumed": [],
+        }
     )
     if as_json:
         print_json({"folder": str(folder), "requests": progress.requests, "outcomes": dict(progress.outcomes)})
@@ -112,4 +116,4 @@ def worker(
         out.print(f"{progress.requests} requests: {dict(progress.outcomes)}; written to {folder}")
     if invalid:
         err.print(f"edge_sim: INVALID: {invalid}")
-        raise typer.Exit(3)
+        raise typer.Exit(INVALID)

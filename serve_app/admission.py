@@ -123,7 +123,7 @@ class Admission:
         Raises OverShareError where this client has as many as it may, OverloadedError where all have.
         """
         use = self._use_of(client)
-        allowed = max(1, math.floor(self._limits.max_streams * client.share + _ROUNDING))
+        allowed = _part_of(self._limits.max_streams, client)
         if self._streams >= self._limits.max_streams:
             raise OverloadedError(f"{self._streams} streams are open here; come again later")
         if use.streams >= allowed:
@@ -167,7 +167,7 @@ class Admission:
 
     def places_of(self, client: Client) -> int:
         """Places of this replica that the client may hold at one time."""
-        return max(1, math.floor(self._limits.max_pending_requests * client.share + _ROUNDING))
+        return _part_of(self._limits.max_pending_requests, client)
 
     def bytes_of(self, client: Client) -> int:
         """Bytes of bodies that the client may hold at one time, beyond a single body."""
@@ -206,3 +206,8 @@ class Admission:
                 retry_after_s=min((1 - use.tokens) / client.rate_per_s, _MAX_RETRY_AFTER_S),
             )
         use.tokens -= 1
+
+
+def _part_of(total: int, client: Client) -> int:
+    """What a client may have of it at one time: its share, and one in any case."""
+    return max(1, math.floor(total * client.share + _ROUNDING))

@@ -87,8 +87,9 @@ class GrpcFront:
                     async for reply in replies:
                         yield reply
         except WireError as error:
-            call = Call(protocol="grpc", started_s=self._service.now_s(), request_id=_request_id("", texts))
-            outcome = _refused(error, FrameRequest(), call)
+            request = FrameRequest()
+            call = _call(self._service, request, texts)
+            outcome = _refused(error, request, call)
             self._service.finish(call, status=outcome.reply.status, error=outcome.reply.error)
             yield outcome.reply
 
@@ -150,15 +151,9 @@ class GrpcFront:
                 task.cancel()
 
     async def _answer(self, request: FrameRequest, texts: Mapping[str, str]) -> Outcome:
-        trace = trace_context([texts["traceparent"]] if "traceparent" in texts else [])
         # The same one to the end: others may be served meanwhile.
         service = self._service
-        call = Call(
-            protocol="grpc",
-            started_s=service.now_s(),
-            request_id=_request_id(request.request_id, texts),
-            trace_parent=trace.child().trace_parent if trace else None,
-        )
+        call = _call(service, request, texts)
         try:
             reply = await _reply(service, request, call, self._tokens.client_of(texts.get("authorization")))
             outcome = Outcome(
@@ -174,6 +169,16 @@ class GrpcFront:
             )
         service.finish(call, status=outcome.reply.status, error=outcome.reply.error or None)
         return outcome
+
+
+def _call(service: InferenceService, request: FrameRequest, texts: Mapping[str, str]) -> Call:
+    trace = trace_context([texts["traceparent"]] if "traceparent" in texts else [])
+    return Call(
+        protocol="grpc",
+        started_s=service.now_s(),
+        request_id=request_id_of(request.request_id or texts.get("x-request-id")),
+        trace_parent=trace.child().trace_parent if trace else None,
+    )
 
 
 async def _reply(service: InferenceService, request: FrameRequest, call: Call, client: Client) -> bytes:
@@ -214,10 +219,6 @@ def _outcome(status: int, error: str, reason: str, retry_ms: int, request: Frame
         code=CODE_OF.get(status, "UNKNOWN"),
         trailing=tuple(trailing),
     )
-
-
-def _request_id(own: str, texts: Mapping[str, str]) -> str:
-    return request_id_of(own or texts.get("x-request-id"))
 
 
 def _texts(metadata: Metadata) -> dict[str, str]:

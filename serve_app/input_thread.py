@@ -35,9 +35,7 @@ class InputThread:
 
     def wait_s(self) -> float:
         """Seconds until something that came now would be begun; 0 as long as nothing is known."""
-        began_s = self._began_s
-        running_s = 0.0 if began_s is None else self._now_s() - began_s
-        return max(0.0, self._inside * self._each_s - running_s)
+        return max(0.0, self._inside * self._each_s - self.running_s())
 
     def running_s(self) -> float:
         """For how long it has read one input; 0 where it reads none."""

@@ -307,12 +307,7 @@ class InferenceService:
     async def _in_input_thread(self, work: Callable[[], _T], call: Call) -> _T:
         """Raises as `_expected` does, where too much is to be read before it."""
         wait_s = self._input_thread.wait_s()
-        most_s = self.limits.max_request_age_s / 2
-        if wait_s > most_s:
-            raise OverloadedError(
-                f"inputs are to be decoded for {wait_s:.0f} s before this one; nobody waits for more than {most_s:g} s",
-                retry_after_s=wait_s - most_s,
-            )
+        self._refuse_to_wait(wait_s, f"inputs are to be decoded for {wait_s:.0f} s before this one")
         late_s = self.now_s() + wait_s - _deadline_s(call)
         if wait_s and late_s > 0:
             raise DeadlineError(
@@ -345,12 +340,7 @@ class InferenceService:
         wait_s = self._batcher.expected_wait_s(key, samples=call.samples, deadline_s=deadline_s)
         own_s = self._batcher.cost.batch_s(key, call.samples)
         ahead_s = wait_s - own_s
-        most_s = self.limits.max_request_age_s / 2
-        if ahead_s > most_s:
-            raise OverloadedError(
-                f"others are ahead for {ahead_s:.0f} s; nobody waits for more than {most_s:g} s here",
-                retry_after_s=ahead_s - most_s,
-            )
+        self._refuse_to_wait(ahead_s, f"others are ahead for {ahead_s:.0f} s")
         now_s = self.now_s()
         last_s = self._let_in_s.get((key, call.samples), self._started_s)
         if call.budget_ms is None:
@@ -366,6 +356,13 @@ class InferenceService:
         self._let_in_s[key, call.samples] = now_s
         # A probe runs whatever is expected of it.
         return wait_s, deadline_s if late_s <= 0 else math.inf
+
+    def _refuse_to_wait(self, wait_s: float, what: str) -> None:
+        most_s = self.limits.max_request_age_s / 2
+        if wait_s > most_s:
+            raise OverloadedError(
+                f"{what}; nobody waits for more than {most_s:g} s here", retry_after_s=wait_s - most_s
+            )
 
     def _batch_done(self, report: BatchReport) -> None:
         key = report.key

@@ -6,6 +6,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,13 @@ def stub_server(payloads: Path, *arguments: str) -> Iterator[str]:
         finally:
             process.terminate()
             process.wait(PATIENCE_S)
+
+
+def answered_by(stub: str) -> int:
+    """Requests that a stub server has seen."""
+    with urllib.request.urlopen(f"{stub}/stub", timeout=PATIENCE_S) as answer:
+        seen: int = json.load(answer).get("requests", 0)
+    return seen
 
 
 def locust(experiment: str, *arguments: str) -> list[str]:

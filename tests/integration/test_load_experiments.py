@@ -24,7 +24,7 @@ from loadtests.arrivals import RatedArrivals
 from loadtests.rate_curve import constant
 from loadtests.run_result import read_result
 from loadtests.stub_payloads import write_stub_payloads
-from tests.integration.load_processes import ROOT, finish, locust, run, start, stub_server
+from tests.integration.load_processes import ROOT, answered_by, finish, locust, run, start, stub_server
 from tests.integration.processes import below, wait_for
 from tests.patience import PATIENCE_S
 
@@ -62,11 +62,6 @@ def records_of(folder):
         with file.open(newline="") as lines:
             rows += list(csv.DictReader(lines))
     return sorted(rows, key=lambda row: int(row["number"]))
-
-
-def answered_by(stub):
-    """Requests that a stub server has seen."""
-    return json.load(urllib.request.urlopen(f"{stub}/stub", timeout=PATIENCE_S)).get("requests", 0)
 
 
 def schedule(rate_per_s, duration_s, seed):

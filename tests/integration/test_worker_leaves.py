@@ -5,17 +5,15 @@ Ended by a signal of its own, that is; where somebody stops the run, all of them
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
 import subprocess
-import urllib.request
 
 import pytest
 
 from loadtests.stub_payloads import write_stub_payloads
-from tests.integration.load_processes import finish, locust, start, stub_server
+from tests.integration.load_processes import answered_by, finish, locust, start, stub_server
 from tests.integration.processes import below, wait_for
 from tests.patience import PATIENCE_S
 
@@ -33,10 +31,6 @@ def payloads(tmp_path_factory):
 def stub(payloads):
     with stub_server(payloads, "--service-ms", "2", "--servers", "4") as url:
         yield url
-
-
-def answered_by(stub):
-    return json.load(urllib.request.urlopen(f"{stub}/stub", timeout=PATIENCE_S)).get("requests", 0)
 
 
 @pytest.mark.parametrize(
