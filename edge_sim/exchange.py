@@ -56,10 +56,14 @@ class Exchange:
         """
         deadline_s = (self._clock.now_s() if started_s is None else started_s) + self._timeout_s
         failed = 0
+        failure: ServerError | None = None
         while True:
             remaining_s = deadline_s - self._clock.now_s()
             if remaining_s <= 0:
-                raise ServerError(f"no answer from {self._url} within {self._timeout_s:.3g} s", retriable=True)
+                # The pause overslept: what went wrong before says more than that time is up.
+                raise failure or ServerError(
+                    f"no answer from {self._url} within {self._timeout_s:.3g} s", retriable=True
+                )
             sent, sent_s = request(remaining_s), self._clock.now_s()
             retry_after_s: float | None = None
             try:
@@ -85,6 +89,7 @@ class Exchange:
                 )
                 if wait_s is None:
                     raise
+                failure = error
             await self._clock.sleep(wait_s)
 
     async def read_card(self, served_name: str, *, started_s: float | None = None) -> ServerCard:

@@ -13,6 +13,7 @@ from split_inference.calibration import Calibration, save_calibration
 from split_inference.model_catalog import load_model
 from tests.edge_sim.helpers import LABELS, TinyServer, picture
 from tests.edge_sim.loopback import handler_of, http_server
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +156,7 @@ def test_a_server_that_is_away_is_one_line_and_exit_code_1(command, loaded, phot
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         away = f"http://127.0.0.1:{closed.getsockname()[1]}"
-    words = ("infer", photo, "--url", away, "--model", loaded.card.uri, "--at", "stem", "--timeout", "0.2")
+    words = ("infer", photo, "--url", away, "--model", loaded.card.uri, "--at", "stem", "--timeout", PATIENCE_S)
     code, out, err = command(*words)
     assert (code, out) == (1, "")
     assert "is the server up?" in err.splitlines()[-1]

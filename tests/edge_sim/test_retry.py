@@ -153,6 +153,16 @@ def test_time_spent_on_attempts_is_taken_from_the_budget():
     assert clock.time_s <= 1000.0 + 5.0
 
 
+def test_a_pause_that_overslept_the_budget_gives_the_failure_before_it():
+    class LateClock(ManualClock):
+        async def sleep(self, duration_s):
+            await super().sleep(duration_s + 60.0)
+
+    raised, transport, _ = deliver(proxy_error(502), clock=LateClock(), timeout_s=5.0)
+    assert isinstance(raised, ServerError)
+    assert (raised.status, len(transport.requests)) == (502, 1)
+
+
 @pytest.mark.parametrize("wrong", [{"attempts": 0}, {"base_s": 0.0}, {"base_s": 3.0, "cap_s": 1.0}])
 def test_a_policy_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(ValueError, match=r"expected|at least"):
