@@ -18,6 +18,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -175,16 +176,15 @@ def profile_of(
     ServerError where there are too few.
     """
     spread = [each for each in samples if each.share > 0]
-    batch_s = {**_by_rows(samples), **_by_rows(spread)}
+    seconds_of = attrgetter("batch_s")
+    batch_s = {**_by_rows(samples, seconds_of), **_by_rows(spread, seconds_of)}
     if not batch_s or not spread:
         raise ServerError("too few answers of the server came in time: measure for longer (--seconds)")
     profile = ServerProfile(
         source=source,
         replicas=replicas,
         max_batch=max_batch,
-        overhead_s=_quantiles(
-            [max(0.0, each.total_s - each.queue_s - each.decode_s - each.batch_s) for each in spread]
-        ),
+        overhead_s=_by_rows(spread, _overhead_s) or _quantiles([_overhead_s(each) for each in spread]),
         batch_s={split_point: dict(sorted(batch_s.items()))},
         decode_s=float(np.median([each.decode_s / each.samples for each in spread])),
         lead_s=LEAD_S,
@@ -251,10 +251,14 @@ def _median_in_virtual_time(profile: ServerProfile, rate_per_s: float) -> float:
     return float(np.median(took_s)) if took_s else math.inf
 
 
-def _by_rows(samples: Sequence[Sample]) -> dict[int, tuple[float, ...]]:
+def _overhead_s(sample: Sample) -> float:
+    return max(0.0, sample.total_s - sample.queue_s - sample.decode_s - sample.batch_s)
+
+
+def _by_rows(samples: Sequence[Sample], seconds_of: Callable[[Sample], float]) -> dict[int, tuple[float, ...]]:
     by_rows: dict[int, list[float]] = defaultdict(list)
     for sample in samples:
-        by_rows[sample.samples].append(sample.batch_s)
+        by_rows[sample.samples].append(seconds_of(sample))
     # Every answer of a batch says its time: count batches, not answers.
     return {rows: _quantiles(times) for rows, times in by_rows.items() if len(times) >= MIN_BATCHES * rows}
 

@@ -185,9 +185,11 @@ def _resolve(
     """Split point, calibration, codec, and whether files are sent as they are."""
     from split_inference.calibration import EMBEDDED_CALIBRATION, load_calibration
 
-    if calibration is None and at is None and codec is None and EMBEDDED_CALIBRATION.is_file():
+    if calibration is None and at is None and EMBEDDED_CALIBRATION.is_file():
         embedded = load_calibration(EMBEDDED_CALIBRATION)
-        calibration = embedded if embedded.model_digest == loaded.model.digest else None
+        if embedded.model_digest == loaded.model.digest:
+            # Another codec is measured without the calibration, at its split point.
+            calibration, at = (embedded, None) if codec in (None, embedded.codec) else (None, embedded.split_point)
     if calibration is not None:
         return at or calibration.split_point, calibration, codec, False
     if at is None:

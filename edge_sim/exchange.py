@@ -78,9 +78,10 @@ class Exchange:
                 retry_after_s = _retry_after_s(response)
                 raise self._error_of(response)
             except ServerError as error:
+                failed += 1
+                error.attempts = failed
                 if not error.retriable:
                     raise
-                failed += 1
                 wait_s = self._retry.wait_s(
                     failed_attempts=failed,
                     retry_after_s=retry_after_s,

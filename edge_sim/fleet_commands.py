@@ -100,6 +100,8 @@ def run_command(
 
     found = read_scenario(scenario)
     if url is not None:
+        if found.clock == "virtual":
+            raise UsageError(f"{scenario} is in virtual time and asks no server: leave out --url, or say `clock: wall`")
         found = found.model_copy(update={"server": found.server.model_copy(update={"url": url})})
     result = _run(
         found,

@@ -27,7 +27,7 @@ from edge_sim.recorder import NOT_ENDED, RunRecorder
 from edge_sim.request_record import Request, line_of
 from edge_sim.scenario import Scenario
 from edge_sim.server_model import ServerModel
-from edge_sim.server_profile import BatchTimes, ServerProfile, quantile
+from edge_sim.server_profile import BatchTimes, ServerProfile
 from edge_sim.transport import Access, HttpTransport
 from edge_sim.virtual_clock import VirtualClock
 from split_inference.errors import UsageError
@@ -234,7 +234,7 @@ def server_profiles(scenario: Scenario, base: Path) -> dict[str, ServerProfile]:
 def expected_service_s(profile: ServerProfile) -> float:
     """Of a request that is alone: what devices assume before they know better."""
     times = next(iter(profile.batch_s.values()))
-    return BatchTimes(times).seconds(1, 0.5) + quantile(profile.overhead_s, 0.5)
+    return BatchTimes(times).seconds(1, 0.5) + profile.overhead().seconds(1, 0.5)
 
 
 def _run_virtual(

@@ -13,6 +13,7 @@ from edge_sim.arrivals import poisson_s
 from edge_sim.client import Answer, EdgeClient
 from edge_sim.clock import WallClock
 from edge_sim.request_record import ANSWERED, GAVE_UP, Request, RequestWriter, how_text, who_text
+from edge_sim.retry import RETRIABLE_STATUSES
 from split_inference.errors import ServerError
 from split_inference.inputs import EncodedInput
 
@@ -48,10 +49,12 @@ class RealWorker:
 
     async def _ask(self, clock: WallClock, request: Request, deadline_s: float) -> None:
         item = self._inputs[request.number % len(self._inputs)]
+        asked_s = clock.now_s()
         try:
             answer = await self._client.infer(item.data)
         except ServerError as error:
-            request.outcome, request.reason = GAVE_UP, "server_down" if error.retriable else "server_error"
+            request.outcome, request.attempts = GAVE_UP, error.attempts
+            request.reason = _reason(error, late=clock.now_s() - asked_s >= deadline_s)
         else:
             self._fill(request, answer, label=self._label_of(item))
         request.total_s = clock.now_s() - request.intended_s
@@ -70,3 +73,12 @@ class RealWorker:
         request.up_bytes, request.down_bytes = answer.sent_bytes, answer.received_bytes
         request.attempts = answer.attempts
         request.correct = None if label is None else answer.top.index == label
+
+
+def _reason(error: ServerError, *, late: bool) -> str:
+    """Why nobody answered, in the words of a fleet's records."""
+    if late or not error.attempts:
+        return "deadline"
+    if error.status in RETRIABLE_STATUSES:
+        return "server_rejected"
+    return "server_down" if error.retriable else "server_error"

@@ -15,7 +15,7 @@ from typing import Any
 
 from edge_sim.fleet_server import Ask, Refused, Served
 from edge_sim.reported_wait import ReportedWait
-from edge_sim.server_profile import BatchTimes, ServerProfile, quantile
+from edge_sim.server_profile import BatchTimes, ServerProfile
 from edge_sim.virtual_clock import Promise, VirtualClock
 
 # As serve_app refuses: with the estimated wait, and at least so much.
@@ -27,12 +27,16 @@ _PENDING = attrgetter("pending")
 class _Waiting:
     """One request inside: when it came, what it is for, where it is, and who waits for it."""
 
-    __slots__ = ("arrived_s", "ask", "back_s", "deadline_s", "promise", "replica")
+    __slots__ = ("arrived_s", "ask", "back_s", "deadline_s", "luck", "promise", "replica")
 
-    def __init__(self, ask: Ask, replica: _Replica, *, arrived_s: float, deadline_s: float, back_s: float) -> None:
+    def __init__(
+        self, ask: Ask, replica: _Replica, *, arrived_s: float, deadline_s: float, back_s: float, luck: float
+    ) -> None:
         self.ask, self.replica, self.arrived_s, self.deadline_s = ask, replica, arrived_s, deadline_s
         self.back_s = back_s
-        """From the end of its batch to its answer."""
+        """From the end of its batch to its answer: as long as its way in, until the size of its batch is known."""
+        self.luck = luck
+        """The quantile of its overhead."""
         self.promise = Promise()
 
 
@@ -63,7 +67,7 @@ class ServerModel:
         self._clock = clock
         self._rng = random.Random(seed)
         self._reply_bytes = reply_bytes
-        self._overhead_s = profile.overhead_s
+        self._overhead = profile.overhead()
         self._ahead_s = profile.lead_s + profile.max_batch * profile.decode_s
         self._times = {name: BatchTimes(by_rows) for name, by_rows in profile.batch_s.items()}
         self._any = self._times.get(_ANY, next(iter(self._times.values())))
@@ -93,7 +97,8 @@ class ServerModel:
             return Refused("server_down", MIN_RETRY_AFTER_S)
         if ask.bad:
             return Refused("bad_frame", None)
-        overhead_s = quantile(self._overhead_s, self._rng.random())
+        luck = self._rng.random()
+        overhead_s = self._overhead.seconds(1, luck)
         replica = self._least_pending()
         wait_s = self._expected_wait_s(replica, ask.split_point, now_s)
         if replica.pending >= self._profile.max_pending or now_s + wait_s + overhead_s > until_s:
@@ -103,7 +108,7 @@ class ServerModel:
         # Half before the model, for reading and decoding, half behind it. Whoever asks sleeps until there is an answer:
         # waking it for each step would be half of what a simulated request costs.
         half_s = overhead_s / 2
-        waiting = _Waiting(ask, replica, arrived_s=now_s, deadline_s=until_s, back_s=half_s)
+        waiting = _Waiting(ask, replica, arrived_s=now_s, deadline_s=until_s, back_s=half_s, luck=luck)
         clock.at(now_s + half_s, self._enter, waiting)
         if not await clock.wait(waiting.promise):
             return None
@@ -184,7 +189,10 @@ class ServerModel:
         took_s = decode_s + times.seconds(len(batch), self._rng.random())
         replica.running = batch
         replica.busy_until_s = ends_s = now_s + took_s
+        rows, answers_queue = len(batch), self._overhead.sizes > 1
         for each in batch:
+            if answers_queue:
+                each.back_s = max(0.0, self._overhead.seconds(rows, each.luck) - each.back_s)
             if ends_s + each.back_s > each.deadline_s:
                 self._clock.give_up(each.promise, at_s=each.deadline_s)
         replica.busy_s += took_s

@@ -17,6 +17,7 @@ from split_inference.json_files import read_json_file
 Seconds = Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)]
 Quantiles = Annotated[tuple[Seconds, ...], Field(min_length=1, max_length=1001)]
 """Evenly spaced from the smallest to the largest; one value is a constant."""
+BatchRows = Annotated[int, Field(ge=1)]
 
 
 class Autoscaling(BaseModel):
@@ -51,8 +52,9 @@ class ServerProfile(BaseModel):
     max_batch: int = Field(default=16, ge=1, le=1024)
     max_pending: int = Field(default=192, ge=1)
     """Requests of one replica that wait or run; more are refused."""
-    overhead_s: Quantiles
-    """HTTP and answering of one request, beside the model's thread."""
+    overhead_s: Quantiles | Annotated[Mapping[BatchRows, Quantiles], Field(min_length=1)]
+    """HTTP and answering of one request, beside the model's thread; by samples in its batch where given so: the answers
+    of a batch go out one after another."""
     batch_s: Mapping[str, Mapping[int, Quantiles]]
     """By split point, then by samples in the batch: dequantise, tail; decoding too where `decode_s` is 0. "*" is every
     other split point."""
@@ -78,6 +80,11 @@ class ServerProfile(BaseModel):
         """From a file; ConfigError names the file and the first field that is wrong."""
         return read_json_file(path, cls, what="server profile")
 
+    def overhead(self) -> OverheadTimes:
+        """Of one request, by the size of its batch."""
+        given = self.overhead_s
+        return OverheadTimes(given if isinstance(given, Mapping) else {1: given})
+
 
 class BatchTimes:
     """Seconds of a batch of any size: linear between two that were measured; beyond the largest, in proportion."""
@@ -85,6 +92,11 @@ class BatchTimes:
     def __init__(self, by_rows: Mapping[int, Sequence[float]]) -> None:
         self._rows = sorted(by_rows)
         self._quantiles = [tuple(by_rows[rows]) for rows in self._rows]
+
+    @property
+    def sizes(self) -> int:
+        """How many were measured."""
+        return len(self._rows)
 
     def seconds(self, rows: int, u: float) -> float:
         """For `rows` samples at the quantile `u`, 0..1."""
@@ -96,6 +108,13 @@ class BatchTimes:
             return above
         below, low = quantile(self._quantiles[index - 1], u), self._rows[index - 1]
         return below + (above - below) * (rows - low) / (self._rows[index] - low)
+
+
+class OverheadTimes(BatchTimes):
+    """Seconds of a request beside its batch: beyond the largest batch that was measured, as in that one."""
+
+    def seconds(self, rows: int, u: float) -> float:
+        return super().seconds(min(rows, self._rows[-1]), u)
 
 
 def quantile(values: Sequence[float], u: float) -> float:

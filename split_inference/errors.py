@@ -134,8 +134,11 @@ class ServerError(SplitInferenceError):
     """The server answered with an error status, or not at all.
 
     `status` is the HTTP status, or None where no answer came; `retriable` says whether the same request
-    may be sent again (inference is a pure function of the frame, so a retry is always safe).
+    may be sent again (inference is a pure function of the frame, so a retry is always safe). `attempts` is how often
+    the request was sent, where somebody counts: 0 says that its time was over before.
     """
+
+    attempts: int = 0
 
     def __init__(self, message: str, *, status: int | None = None, retriable: bool = False) -> None:
         super().__init__(message)

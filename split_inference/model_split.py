@@ -183,7 +183,9 @@ class SplittableModel:
         try:
             return self._by_name[name]
         except KeyError:
-            nearest = difflib.get_close_matches(name, self._by_name, n=3, cutoff=0.0)
+            close = difflib.get_close_matches(name, self._by_name, n=len(self._by_name), cutoff=0.0)
+            # An alias that is close stands for its split point, under the name that is listed.
+            nearest = list(dict.fromkeys(self._by_name[each].point.name for each in close))[:3]
             raise UnknownSplitPointError(f"no split point {name!r}; the nearest are {', '.join(nearest)}") from None
 
     def _find_cuts(self, max_tensors: int) -> tuple[_Cut, ...]:

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import math
 import random
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -78,9 +79,20 @@ def measured(turnaround, *, seed=1):
 def test_a_turnaround_is_found_again(turnaround):
     found = profile_of(measured(turnaround), split_point="*", source="test")
     assert found.turnaround_s == pytest.approx(turnaround, rel=0.3, abs=0.001)
-    assert found.overhead_s == pytest.approx([OVERHEAD_S] * len(found.overhead_s))
+    assert isinstance(found.overhead_s, Mapping)
+    for quantiles in found.overhead_s.values():
+        assert quantiles == pytest.approx([OVERHEAD_S] * len(quantiles))
     assert found.batch_s["*"][1] == pytest.approx([0.024] * len(found.batch_s["*"][1]))
     assert found.decode_s == pytest.approx(DECODE_S)
+
+
+def test_answers_of_larger_batches_that_take_longer_are_told_apart():
+    samples = [each._replace(total_s=each.total_s + 0.001 * (each.samples - 1)) for each in measured(0.004)]
+    found = profile_of(samples, split_point="*", source="test")
+    assert isinstance(found.overhead_s, Mapping)
+    assert len(found.overhead_s) > 2
+    for rows, quantiles in found.overhead_s.items():
+        assert quantiles == pytest.approx([OVERHEAD_S + 0.001 * (rows - 1)] * len(quantiles))
 
 
 def test_a_server_without_a_turnaround_has_at_most_a_trace_of_one():

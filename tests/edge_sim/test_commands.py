@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import socket
 import sys
+from functools import partial
 
 import pytest
 
+from edge_sim.commands import _resolve
 from split_inference import cli
-from split_inference.calibration import Calibration, save_calibration
+from split_inference.calibration import EMBEDDED_CALIBRATION, Calibration, load_calibration, save_calibration
 from split_inference.model_catalog import load_model
 from tests.edge_sim.helpers import LABELS, TinyServer, picture
 from tests.edge_sim.loopback import handler_of, http_server
@@ -145,6 +147,15 @@ def test_a_token_beyond_this_machine_is_refused_in_the_clear(command, photo, tmp
     (tmp_path / "token").write_text("s3cret\n")
     words = ("infer", photo, "--url", "http://edge.example", "--token-file", tmp_path / "token")
     refused(command(*words), "in the clear", "--insecure-token")
+
+
+def test_a_codec_alone_is_measured_where_the_embedded_calibration_splits():
+    embedded = load_model("embedded:resnet20-cifar10")
+    calibration = load_calibration(EMBEDDED_CALIBRATION)
+    ask = partial(_resolve, embedded, at=None, calibration=None)
+    assert ask(codec=None) == (calibration.split_point, calibration, None, False)
+    assert ask(codec=calibration.codec) == (calibration.split_point, calibration, calibration.codec, False)
+    assert ask(codec="u8") == (calibration.split_point, None, "u8", False)
 
 
 def test_a_missing_token_file_is_one_line(command, photo, tmp_path):

@@ -111,6 +111,14 @@ def test_load_goes_to_this_machine_only_unless_told_otherwise(tmp_path):
     assert "--yes" in result.stderr
 
 
+def test_a_server_for_a_run_in_virtual_time_is_refused(tmp_path):
+    result = edge_sim("run", MIXED, "--url", "http://127.0.0.1:1", "--runs", tmp_path / "runs")
+    assert result.returncode == 2
+    assert "virtual time" in result.stderr
+    assert "clock: wall" in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 def test_shards_of_what_they_would_share_are_refused(tmp_path):
     content = yaml.safe_load(MIXED.read_text())
     file = tmp_path / "cells.yaml"

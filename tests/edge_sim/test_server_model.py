@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from edge_sim.fleet_server import Ask, Refused, Served
 from edge_sim.server_model import ServerModel
@@ -50,6 +51,29 @@ def test_an_idle_server_begins_at_once_and_a_busy_one_collects():
     assert [outcome.batch_samples for _, _, outcome in seen] == [1, 3, 3, 3]
     assert seen[0][1] == pytest.approx(0.01)
     assert seen[1][2].queue_s == pytest.approx(0.009)
+
+
+def test_the_answers_of_a_batch_take_as_long_as_those_of_its_size():
+    world = World(profile(overhead_s={1: [0.002], 3: [0.006]}))
+    for at_s in (0.0, 0.0, 0.0, 0.0):
+        world.send(at_s)
+    seen = world.run()
+    assert [outcome.batch_samples for _, _, outcome in seen] == [1, 3, 3, 3]
+    # Half of the shortest overhead lies before a batch, whose size nobody knows yet.
+    assert seen[0][1] == pytest.approx(0.002 + 0.01)
+    assert seen[1][1] == pytest.approx(0.001 + 0.01 + 0.014 + 0.005)
+
+
+def test_a_size_that_was_not_measured_lies_between_two_or_is_as_the_largest():
+    times = profile(overhead_s={2: [0.002], 4: [0.006]}).overhead()
+    assert [times.seconds(rows, 0.5) for rows in (1, 2, 3, 4, 16)] == pytest.approx([0.002, 0.002, 0.004, 0.006, 0.006])
+    assert profile(overhead_s=[0.003]).overhead().seconds(16, 0.5) == 0.003
+
+
+@pytest.mark.parametrize("wrong", [{}, {0: [0.001]}, {1: []}, {1: [-0.001]}, "soon"])
+def test_an_overhead_that_makes_no_sense_is_refused(wrong):
+    with pytest.raises(ValidationError):
+        profile(overhead_s=wrong)
 
 
 def test_a_turnaround_lies_between_two_batches_and_only_there():

@@ -122,6 +122,16 @@ def test_an_unknown_split_point_names_the_nearest_three(resnet20):
         resnet20.head("stage4")
 
 
+def test_the_nearest_split_points_are_named_as_they_are_listed(resnet20):
+    listed = {point.name for point in resnet20.split_points}
+    wrong = next(alias for point in resnet20.split_points for alias in point.aliases if "." in alias) + "x"
+    with pytest.raises(UnknownSplitPointError, match="nearest are") as caught:
+        resnet20.head(wrong)
+    nearest = str(caught.value).split("nearest are ")[1].split(", ")
+    assert len(set(nearest)) == 3
+    assert set(nearest) <= listed
+
+
 def test_the_digest_follows_weights_and_nothing_else(resnet20):
     def exported(seed, *, batch=1, max_tensors=1):
         network = ResNet20()
