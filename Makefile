@@ -80,7 +80,7 @@ verify: $(VENV)/.installed  ## Prove the embedded model's split exact, bit for b
 bench-codec: $(VENV)/.installed  ## Time and size of a frame by codec, beside LZ4, zstd and memcpy
 	$(BIN)/python -m benchmarks.bench_codec
 
-bench-serving: $(VENV)/.installed-dev  ## Requests a second, latency and CPU beside the in-process limit and other servers (12 min)
+bench-serving: $(VENV)/.installed-dev  ## Requests a second, latency and CPU beside the in-process limit and other servers (22 min)
 	$(BIN)/python -m benchmarks.bench_serving
 
 bench-overload: $(VENV)/.installed-dev  ## Twice the capacity for a minute, and 1,000 half-sent bodies
@@ -89,7 +89,7 @@ bench-overload: $(VENV)/.installed-dev  ## Twice the capacity for a minute, and 
 bench-fleet: $(VENV)/.installed-dev  ## 2,000 devices in real time, a million requests in virtual time (4 min)
 	$(BIN)/python -m benchmarks.bench_fleet
 
-bench-clocks: $(VENV)/.installed-dev  ## The same fleet in virtual time and against the real server (6 min)
+bench-clocks: $(VENV)/.installed-dev  ## The same fleet in virtual time and against the real server (12 min)
 	$(BIN)/python -m benchmarks.bench_clocks
 
 bench-policies: $(VENV)/.installed-dev  ## The adaptive policy beside every fixed one, over recorded traces

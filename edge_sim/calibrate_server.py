@@ -207,7 +207,7 @@ def together(profiles: Sequence[ServerProfile]) -> ServerProfile:
 
 
 def turnaround_s(profile: ServerProfile, samples: Sequence[Sample]) -> float:
-    """Seconds between two batches with which the model of this server is as slow as the server was, at busy levels.
+    """Seconds after a full batch with which the model of this server is as slow as the server was, at busy levels.
 
     Compared are medians, level by level, as the mean of their ratios' logarithms; 0 where the model is slower without
     any, or no level was busy.

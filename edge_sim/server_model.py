@@ -240,7 +240,7 @@ class ServerModel:
         rows = max(1, min(waiting, self._profile.max_batch))
         due_s = replica.busy_until_s - self._profile.lead_s - rows * self._profile.decode_s
         if waiting and due_s <= self._clock.now_s():
-            replica.closed = self._take(replica, replica.busy_until_s + self._profile.turnaround_s)
+            replica.closed = self._take(replica, replica.busy_until_s + self._turnaround_s(replica.running))
         return due_s
 
     def _end(self, what: tuple[_Replica, list[_Waiting], float]) -> None:
@@ -260,12 +260,15 @@ class ServerModel:
             # Replies of one kind have one size: five classes, or the logits.
             served = Served(queue_s, took_s + each.back_s, len(batch), self._reply_bytes, None)
             clock.keep(each.promise, served, after_s=each.back_s)
-        turnaround_s = self._profile.turnaround_s
+        turnaround_s = self._turnaround_s(batch)
         if turnaround_s and (replica.closed or any(replica.queues.values())):
             replica.turning = True
             clock.at(clock.now_s() + turnaround_s, self._turned, replica)
         else:
             self._begin(replica)
+
+    def _turnaround_s(self, batch: list[_Waiting]) -> float:
+        return self._profile.turnaround_s * len(batch) / self._profile.max_batch
 
     def _turned(self, replica: _Replica) -> None:
         if replica.turning:

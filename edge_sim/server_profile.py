@@ -63,7 +63,8 @@ class ServerProfile(BaseModel):
     lead_s: Seconds = 0.0
     """How long before the model is free the next batch is closed, besides decoding it."""
     turnaround_s: Seconds = 0.0
-    """From the end of one batch to the beginning of the next, where requests wait: threads and event loop."""
+    """From the end of a full batch to the beginning of the next, where requests wait: answers, threads, event loop.
+    In proportion after a smaller one."""
     autoscaling: Autoscaling | None = None
 
     @model_validator(mode="after")

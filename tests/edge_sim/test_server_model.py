@@ -77,7 +77,8 @@ def test_an_overhead_that_makes_no_sense_is_refused(wrong):
 
 
 def test_a_turnaround_lies_between_two_batches_and_only_there():
-    world = World(profile(turnaround_s=0.005))
+    # 5 ms after one row, 10 after two.
+    world = World(profile(turnaround_s=0.08))
     for at_s in (0.0, 0.001, 0.002, 0.1):
         world.send(at_s)
     seen = world.run()
@@ -87,8 +88,17 @@ def test_a_turnaround_lies_between_two_batches_and_only_there():
     assert seen[3][1] == pytest.approx(0.11)
 
 
+def test_a_turnaround_is_as_long_as_the_batch_before_it_was_large():
+    world = World(profile(turnaround_s=0.08, batch_s={"*": {1: [0.01], 16: [0.01]}}))
+    for at_s in (0.0, 0.001, 0.002, 0.018, 0.019):
+        world.send(at_s)
+    seen = world.run()
+    assert [outcome.batch_samples for _, _, outcome in seen] == [1, 2, 2, 2, 2]
+    assert [ended_s for _, ended_s, _ in seen] == pytest.approx([0.01, 0.025, 0.025, 0.045, 0.045])
+
+
 def test_what_comes_during_a_turnaround_joins_the_next_batch():
-    world = World(profile(turnaround_s=0.005))
+    world = World(profile(turnaround_s=0.08))
     for at_s in (0.0, 0.001, 0.012):
         world.send(at_s)
     assert [outcome.batch_samples for _, _, outcome in world.run()] == [1, 2, 2]
@@ -122,7 +132,7 @@ def test_a_batch_that_is_closed_is_lost_with_its_replica():
 
 
 def test_a_replica_that_is_lost_between_two_batches_leaves_nothing_behind():
-    world = World(profile(turnaround_s=0.005))
+    world = World(profile(turnaround_s=0.08))
     world.send(0.0)
     world.send(0.001)
     world.clock.at(0.012, lambda _: world.server.go_down(for_s=0.001))
