@@ -266,19 +266,22 @@ def _by_rows(samples: Sequence[Sample], seconds_of: Callable[[Sample], float]) -
 def capacity_per_s(samples: Sequence[Sample], *, seconds: float) -> float:
     """Answers a second in the closed loop, at the concurrency that gave most; 0 where there are too few to say.
 
-    Counted from the first answer to the last one within `seconds`: what was under way then came later, and counting it
-    would give a slow server half as much again.
+    Counted from the last answer of the first batch to the last one within `seconds`: what was under way then came
+    later, and counting it would give a slow server half as much again.
     """
-    ended_s: dict[float, list[float]] = defaultdict(list)
+    in_time: dict[float, list[Sample]] = defaultdict(list)
     for sample in samples:
         if sample.share == 0 and sample.ended_s <= seconds:
-            ended_s[sample.rate_per_s].append(sample.ended_s)
-    return max((_rate_per_s(each) for each in ended_s.values()), default=0.0)
+            in_time[sample.rate_per_s].append(sample)
+    return max((_rate_per_s(each) for each in in_time.values()), default=0.0)
 
 
-def _rate_per_s(ended_s: Sequence[float]) -> float:
-    first_s, last_s = min(ended_s), max(ended_s)
-    return sum(each > first_s for each in ended_s) / (last_s - first_s) if last_s > first_s else 0.0
+def _rate_per_s(samples: Sequence[Sample]) -> float:
+    ordered = sorted(samples, key=attrgetter("ended_s"))
+    # The answers of a batch come one after another: the first batch is where the time begins, and counts for nothing.
+    began = min(ordered[0].samples, len(ordered))
+    took_s = ordered[-1].ended_s - ordered[began - 1].ended_s
+    return (len(ordered) - began) / took_s if took_s > 0 else 0.0
 
 
 def _quantiles(values: Sequence[float]) -> tuple[float, ...]:

@@ -120,6 +120,16 @@ def test_the_capacity_is_the_best_closed_loop_and_what_was_under_way_at_its_end_
     assert capacity_per_s(samples[:1], seconds=2.0) == 0.0
 
 
+def test_a_capacity_of_few_batches_counts_none_that_lies_before_its_time():
+    # Three batches of 16 in 0.3 s, whose answers come a millisecond apart: two of them fill the time that is counted.
+    samples = [
+        Sample(0.0, 32, 0.3, 0.0, 0.0, 0.3, 16, 0.3 * (batch + 1) + 0.001 * place)
+        for batch in range(3)
+        for place in range(16)
+    ]
+    assert capacity_per_s(samples, seconds=2.0) == pytest.approx(16 / 0.3)
+
+
 def test_too_few_answers_are_refused():
     with pytest.raises(ServerError, match="too few answers"):
         profile_of([], split_point="*", source="test")
