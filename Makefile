@@ -80,7 +80,7 @@ verify: $(VENV)/.installed  ## Prove the embedded model's split exact, bit for b
 bench-codec: $(VENV)/.installed  ## Time and size of a frame by codec, beside LZ4, zstd and memcpy
 	$(BIN)/python -m benchmarks.bench_codec
 
-bench-serving: $(VENV)/.installed-dev  ## Requests a second, latency and CPU beside the in-process limit and other servers (24 min)
+bench-serving: $(VENV)/.installed-dev  ## Requests a second, latency and CPU beside the in-process limit and other servers (22 min)
 	$(BIN)/python -m benchmarks.bench_serving
 
 bench-overload: $(VENV)/.installed-dev  ## Twice the capacity for a minute, and 1,000 half-sent bodies

@@ -38,13 +38,12 @@ CONCURRENCIES = (1, 32, 128)
 SETTLE_S = 2.0
 SERVICER = "split_inference.grpc.inference_pb2_grpc.add_InferenceServicer_to_server"
 ONE, TWO, UVICORN = "ours, 1 replica", "ours, 2 replicas", "uvicorn + batcher"
-# Each as it comes, and with its knobs turned to where they were best here; with torch.compile, as their users have it,
-# and with the tail that our package compiles ahead of time.
+# With torch.compile, as their users have it, and with the tail that our package compiles ahead of time; Ray Serve by
+# its defaults, and with its knobs turned to where they were best here.
 RAY, LIT = "ray @serve.batch, defaults", "litserve"
-RAY_TUNED, LIT_FAST = "ray @serve.batch, tuned, our tail", f"{LIT}, fast queue"
-LIT_OUR_TAIL = f"{LIT_FAST}, our tail"
+RAY_TUNED, LIT_OUR_TAIL = "ray @serve.batch, tuned, our tail", f"{LIT}, our tail"
 # Beside our two replicas: as many models on as many cores.
-LIT_TWO = f"{LIT_FAST}, 2 workers"
+LIT_TWO = f"{LIT}, 2 workers"
 BOUNDS: dict[str, Bound] = {
     "one_replica_over_limit": (">=", 0.85),
     "two_replicas_over_one_process_limit": (">=", 1.25),
@@ -211,16 +210,14 @@ def _uvicorn(started: contextlib.ExitStack, logs: Path) -> list[System]:
     return [started.enter_context(plain(UVICORN, "benchmarks.serving.peer_uvicorn", log=logs / "uvicorn.log"))]
 
 
-def _litserve(
-    started: contextlib.ExitStack, logs: Path, *, name: str, tail: str, fast_queue: bool = True, workers: int = 1
-) -> list[System]:
+def _litserve(started: contextlib.ExitStack, logs: Path, *, name: str, tail: str, workers: int = 1) -> list[System]:
     folder = litserve_path()
     if folder is None:
         print("LitServe cannot be installed here; it is left out", file=sys.stderr)
         return []
     module = "benchmarks.serving.peer_litserve"
     log = logs / "litserve.log"
-    environment = {TAIL: tail, "LITSERVE_WORKERS": str(workers), "LITSERVE_FAST_QUEUE": str(int(fast_queue))}
+    environment = {TAIL: tail, "LITSERVE_WORKERS": str(workers)}
     peer = plain(name, module, log=log, path="/predict", pythonpath=folder, environment=environment)
     return [started.enter_context(peer)]
 
@@ -230,8 +227,7 @@ GROUPS: dict[str, Callable[[contextlib.ExitStack, Path], list[System]]] = {
     "ours-2": partial(_ours, name=TWO, replicas=2),
     "ray": partial(_ray_batch, tail=JUST_IN_TIME),
     "ray-tuned": partial(_ray_batch, tail=OURS),
-    "litserve": partial(_litserve, name=LIT, tail=JUST_IN_TIME, fast_queue=False),
-    "litserve-fast": partial(_litserve, name=LIT_FAST, tail=JUST_IN_TIME),
+    "litserve": partial(_litserve, name=LIT, tail=JUST_IN_TIME),
     "litserve-our-tail": partial(_litserve, name=LIT_OUR_TAIL, tail=OURS),
     "litserve-2": partial(_litserve, name=LIT_TWO, tail=JUST_IN_TIME, workers=2),
     "uvicorn": _uvicorn,
@@ -275,9 +271,8 @@ def _figures(
         RAY: (ONE, "one_replica_over_ray_batch"),
         LIT: (ONE, "one_replica_over_litserve"),
         RAY_TUNED: (ONE, "one_replica_over_ray_batch_tuned_with_our_tail"),
-        LIT_FAST: (ONE, "one_replica_over_litserve_fast_queue"),
-        LIT_OUR_TAIL: (ONE, "one_replica_over_litserve_fast_queue_with_our_tail"),
-        LIT_TWO: (TWO, "two_replicas_over_litserve_fast_queue_two_workers"),
+        LIT_OUR_TAIL: (ONE, "one_replica_over_litserve_with_our_tail"),
+        LIT_TWO: (TWO, "two_replicas_over_litserve_with_two_workers"),
     }
     for name, (ours, key) in compared.items():
         if {name, ours} <= measured:
