@@ -27,14 +27,14 @@ _PENDING = attrgetter("pending")
 class _Waiting:
     """One request inside: when it came, what it is for, where it is, and who waits for it."""
 
-    __slots__ = ("arrived_s", "ask", "back_s", "deadline_s", "luck", "promise", "replica")
+    __slots__ = ("arrived_s", "ask", "back_s", "deadline_s", "in_s", "luck", "promise", "replica")
 
     def __init__(
-        self, ask: Ask, replica: _Replica, *, arrived_s: float, deadline_s: float, back_s: float, luck: float
+        self, ask: Ask, replica: _Replica, *, arrived_s: float, deadline_s: float, in_s: float, luck: float
     ) -> None:
         self.ask, self.replica, self.arrived_s, self.deadline_s = ask, replica, arrived_s, deadline_s
-        self.back_s = back_s
-        """From the end of its batch to its answer: as long as its way in, until the size of its batch is known."""
+        self.in_s = self.back_s = in_s
+        """Its way in, and from the end of its batch to its answer: the same until the size of its batch is known."""
         self.luck = luck
         """The quantile of its overhead."""
         self.promise = Promise()
@@ -68,6 +68,7 @@ class ServerModel:
         self._rng = random.Random(seed)
         self._reply_bytes = reply_bytes
         self._overhead = profile.overhead()
+        self._is_overhead_by_rows = self._overhead.sizes > 1
         self._ahead_s = profile.lead_s + profile.max_batch * profile.decode_s
         self._times = {name: BatchTimes(by_rows) for name, by_rows in profile.batch_s.items()}
         self._any = self._times.get(_ANY, next(iter(self._times.values())))
@@ -108,7 +109,7 @@ class ServerModel:
         # Half before the model, for reading and decoding, half behind it. Whoever asks sleeps until there is an answer:
         # waking it for each step would be half of what a simulated request costs.
         half_s = overhead_s / 2
-        waiting = _Waiting(ask, replica, arrived_s=now_s, deadline_s=until_s, back_s=half_s, luck=luck)
+        waiting = _Waiting(ask, replica, arrived_s=now_s, deadline_s=until_s, in_s=half_s, luck=luck)
         clock.at(now_s + half_s, self._enter, waiting)
         if not await clock.wait(waiting.promise):
             return None
@@ -189,16 +190,20 @@ class ServerModel:
         took_s = decode_s + times.seconds(len(batch), self._rng.random())
         replica.running = batch
         replica.busy_until_s = ends_s = now_s + took_s
-        rows, answers_queue = len(batch), self._overhead.sizes > 1
         for each in batch:
-            if answers_queue:
-                each.back_s = max(0.0, self._overhead.seconds(rows, each.luck) - each.back_s)
+            each.back_s = self._back_s(each, len(batch))
             if ends_s + each.back_s > each.deadline_s:
                 self._clock.give_up(each.promise, at_s=each.deadline_s)
         replica.busy_s += took_s
         self._clock.at(ends_s, self._end, (replica, batch, now_s))
         if self._ahead_s:
             self._clock.at(max(now_s, ends_s - self._ahead_s), self._close, (replica, batch))
+
+    def _back_s(self, waiting: _Waiting, rows: int) -> float:
+        """From the end of a batch of so many to the answer of this one of them."""
+        if not self._is_overhead_by_rows:
+            return waiting.back_s
+        return max(0.0, self._overhead.seconds(rows, waiting.luck) - waiting.in_s)
 
     def _take(self, replica: _Replica, starts_s: float) -> list[_Waiting]:
         """The batch whose first request has the earliest deadline, out of its queue; empty where nobody waits.
@@ -218,7 +223,7 @@ class ServerModel:
             ends_s = starts_s + self._median_s(queue[0].ask.split_point, rows)
             while queue and len(batch) < self._profile.max_batch:
                 waiting = queue.popleft()
-                if waiting.deadline_s >= ends_s + waiting.back_s:
+                if waiting.deadline_s >= ends_s + self._back_s(waiting, rows):
                     batch.append(waiting)
                 else:
                     replica.pending -= 1

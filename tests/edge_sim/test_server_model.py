@@ -64,6 +64,15 @@ def test_the_answers_of_a_batch_take_as_long_as_those_of_its_size():
     assert seen[1][1] == pytest.approx(0.001 + 0.01 + 0.014 + 0.005)
 
 
+def test_who_would_be_answered_too_late_among_many_answers_is_refused_and_not_computed():
+    world = World(profile(overhead_s={1: [0.002], 2: [0.002], 3: [0.05]}))
+    for until_s in (10.0, 10.0, 10.0, 0.06):
+        world.send(0.0, until_s=until_s)
+    seen = world.run()
+    assert [type(outcome) for _, _, outcome in seen] == [Refused, Served, Served, Served]
+    assert [outcome.batch_samples for _, _, outcome in seen if isinstance(outcome, Served)] == [1, 2, 2]
+
+
 def test_a_size_that_was_not_measured_lies_between_two_or_is_as_the_largest():
     times = profile(overhead_s={2: [0.002], 4: [0.006]}).overhead()
     assert [times.seconds(rows, 0.5) for rows in (1, 2, 3, 4, 16)] == pytest.approx([0.002, 0.002, 0.004, 0.006, 0.006])
