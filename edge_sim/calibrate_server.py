@@ -40,10 +40,11 @@ OPEN = (0.15, 0.3, 0.45, 0.6, 0.75, 0.85)
 """Shares of the capacity at which requests come at Poisson moments."""
 BUSY = 0.5
 """From this share of the capacity on, most requests wait for a batch, and what is between two batches shows."""
-MOST_TURNAROUND_S = 0.05
+MOST_TURNAROUND_ROW_S = 0.0125
+"""After a full batch at most so much for each of its rows."""
 _PATIENCE_S = 30.0
-# Halvings of that: to 0.2 ms.
-_HALVINGS = 8
+# Halvings of that: to 0.2 ms with 16 rows.
+_HALVINGS = 10
 LEVEL_REQUESTS = 150
 MOST_STRETCH = 8.0
 """A level is asked for at most so many times as long as the closed loop."""
@@ -184,7 +185,7 @@ def profile_of(
         source=source,
         replicas=replicas,
         max_batch=max_batch,
-        overhead_s=_by_rows(spread, _overhead_s) or _quantiles([_overhead_s(each) for each in spread]),
+        overhead_s=_by_rows(spread, _overhead_s) or {1: _quantiles([_overhead_s(each) for each in spread])},
         batch_s={split_point: dict(sorted(batch_s.items()))},
         decode_s=float(np.median([each.decode_s / each.samples for each in spread])),
         lead_s=LEAD_S,
@@ -225,7 +226,7 @@ def turnaround_s(profile: ServerProfile, samples: Sequence[Sample]) -> float:
         ratios = [_median_in_virtual_time(made, rate_per_s) / took_s for rate_per_s, took_s in measured.items()]
         return float(np.mean(np.log(ratios))) < 0
 
-    low_s, high_s = 0.0, MOST_TURNAROUND_S
+    low_s, high_s = 0.0, MOST_TURNAROUND_ROW_S * profile.max_batch
     if not is_too_fast(low_s):
         return 0.0
     for _ in range(_HALVINGS):
@@ -278,8 +279,11 @@ def capacity_per_s(samples: Sequence[Sample], *, seconds: float) -> float:
 
 def _rate_per_s(samples: Sequence[Sample]) -> float:
     ordered = sorted(samples, key=attrgetter("ended_s"))
-    # The answers of a batch come one after another: the first batch is where the time begins, and counts for nothing.
-    began = min(ordered[0].samples, len(ordered))
+    # The answers of a batch come one after another, and several replicas begin together: their first batches are where
+    # the time begins, and count for nothing.
+    first = ordered[0]
+    together = sum(each.ended_s < first.ended_s + first.batch_s / 2 for each in ordered)
+    began = min(max(first.samples, together), len(ordered))
     took_s = ordered[-1].ended_s - ordered[began - 1].ended_s
     return (len(ordered) - began) / took_s if took_s > 0 else 0.0
 

@@ -106,5 +106,5 @@ def calibrate_server(
         out.print(f"{point}: at most {rates[point]:.0f}/s")
         for rows, quantiles in sizes.items():
             out.print(f"  batch of {rows}: median {1000 * quantiles[len(quantiles) // 2]:.1f} ms")
-    out.print(f"{answers} answers; {1000 * profile.turnaround_s:.1f} ms from one batch to the next")
+    out.print(f"{answers} answers; {1000 * profile.turnaround_s:.1f} ms from a full batch to the next")
     out.print(f"written to {file}")

@@ -263,7 +263,11 @@ class EdgeClient:
             self._card = await self._exchange.read_card(self._name, started_s=started_s)
             check_digest(self._card, self.model.model.digest, where=self._url)
             delivered = await self._exchange.deliver(request, started_s=started_s)
-        reply = self._read_reply(delivered.response, samples=samples)
+        try:
+            reply = self._read_reply(delivered.response, samples=samples)
+        except ServerError as error:
+            error.attempts = refused + delivered.attempts
+            raise
         total_s = self._clock.now_s() - started_s
         stages_s = {**device_s, "round_trip": delivered.round_trip_s}
         return Answer(

@@ -128,11 +128,13 @@ class Exchange:
         ours = refusal(response.body, response.headers)
         retriable = may_retry(response.status, has_our_body=ours is not None)
         if ours is None:
-            return ServerError(
+            error = ServerError(
                 f"{self._url} answered {response.status}, but not our server did: a proxy on the way, or another URL",
                 status=response.status,
                 retriable=retriable,
             )
+            error.by_proxy = True
+            return error
         return refusal_error(*ours, status=response.status, retriable=retriable, where=self._url)
 
 

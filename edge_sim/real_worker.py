@@ -79,6 +79,6 @@ def _reason(error: ServerError, *, late: bool) -> str:
     """Why nobody answered, in the words of a fleet's records."""
     if late or not error.attempts:
         return "deadline"
-    if error.status in RETRIABLE_STATUSES:
+    if error.status in RETRIABLE_STATUSES and not error.by_proxy:
         return "server_rejected"
     return "server_down" if error.retriable else "server_error"

@@ -219,15 +219,21 @@ class ServerModel:
                     queue = each
             if queue is None:
                 break
-            rows = min(len(queue), self._profile.max_batch)
-            ends_s = starts_s + self._median_s(queue[0].ask.split_point, rows)
-            while queue and len(batch) < self._profile.max_batch:
-                waiting = queue.popleft()
-                if waiting.deadline_s >= ends_s + self._back_s(waiting, rows):
-                    batch.append(waiting)
-                else:
-                    replica.pending -= 1
-                    self._clock.keep(waiting.promise, Refused("server_rejected", MIN_RETRY_AFTER_S))
+            split_point = queue[0].ask.split_point
+            while True:
+                while queue and len(batch) < self._profile.max_batch:
+                    batch.append(queue.popleft())
+                if not batch:
+                    break
+                rows = len(batch)
+                slack_s = [each.deadline_s - self._back_s(each, rows) for each in batch]
+                least_s = min(slack_s)
+                if least_s >= starts_s + self._median_s(split_point, rows):
+                    break
+                # One at a time, and others in its place: with fewer rows the batch may end in time for the rest.
+                hopeless = batch.pop(slack_s.index(least_s))
+                replica.pending -= 1
+                self._clock.keep(hopeless.promise, Refused("server_rejected", MIN_RETRY_AFTER_S))
         return batch
 
     def _close(self, what: tuple[_Replica, list[_Waiting]]) -> None:

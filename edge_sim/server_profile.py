@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from split_inference.json_files import read_json_file
 
@@ -18,6 +18,18 @@ Seconds = Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)]
 Quantiles = Annotated[tuple[Seconds, ...], Field(min_length=1, max_length=1001)]
 """Evenly spaced from the smallest to the largest; one value is a constant."""
 BatchRows = Annotated[int, Field(ge=1)]
+
+
+def _by_rows(given: object) -> object:
+    return {1: given} if isinstance(given, list | tuple) else given
+
+
+Overheads = Annotated[
+    Mapping[BatchRows, Quantiles],
+    Field(min_length=1),
+    BeforeValidator(_by_rows, json_schema_input_type=Quantiles | Mapping[BatchRows, Quantiles]),
+]
+"""By samples in the batch; one list is for all of them."""
 
 
 class Autoscaling(BaseModel):
@@ -52,7 +64,7 @@ class ServerProfile(BaseModel):
     max_batch: int = Field(default=16, ge=1, le=1024)
     max_pending: int = Field(default=192, ge=1)
     """Requests of one replica that wait or run; more are refused."""
-    overhead_s: Quantiles | Annotated[Mapping[BatchRows, Quantiles], Field(min_length=1)]
+    overhead_s: Overheads
     """HTTP and answering of one request, beside the model's thread; by samples in its batch where given so: the answers
     of a batch go out one after another."""
     batch_s: Mapping[str, Mapping[int, Quantiles]]
@@ -83,8 +95,7 @@ class ServerProfile(BaseModel):
 
     def overhead(self) -> OverheadTimes:
         """Of one request, by the size of its batch."""
-        given = self.overhead_s
-        return OverheadTimes(given if isinstance(given, Mapping) else {1: given})
+        return OverheadTimes(self.overhead_s)
 
 
 class BatchTimes:

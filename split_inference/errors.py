@@ -135,10 +135,12 @@ class ServerError(SplitInferenceError):
 
     `status` is the HTTP status, or None where no answer came; `retriable` says whether the same request
     may be sent again (inference is a pure function of the frame, so a retry is always safe). `attempts` is how often
-    the request was sent, where somebody counts: 0 says that its time was over before.
+    the request was sent, where somebody counts: 0 says that its time was over before. `by_proxy` says that the answer
+    was not in our server's words.
     """
 
     attempts: int = 0
+    by_proxy: bool = False
 
     def __init__(self, message: str, *, status: int | None = None, retriable: bool = False) -> None:
         super().__init__(message)

@@ -44,6 +44,7 @@ def recorded(failure, *, deadline_s=60.0):
         (error(503, "OverloadedError"), "server_rejected"),
         (error(429, "TooManyRequestsError"), "server_rejected"),
         (proxy_error(502), "server_down"),
+        (proxy_error(503), "server_down"),
         (ServerError("no connection", retriable=True), "server_down"),
         (error(500, "InternalError"), "server_error"),
     ],

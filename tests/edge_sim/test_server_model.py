@@ -73,6 +73,17 @@ def test_who_would_be_answered_too_late_among_many_answers_is_refused_and_not_co
     assert [outcome.batch_samples for _, _, outcome in seen if isinstance(outcome, Served)] == [1, 2, 2]
 
 
+def test_who_cannot_be_answered_in_time_does_not_take_the_others_with_it():
+    world = World(profile(overhead_s={1: [0.001], 16: [0.2]}, batch_s={"*": {1: [0.01], 16: [0.01]}}))
+    world.send(0.0)
+    for _ in range(16):
+        world.send(0.002, until_s=0.152)
+    outcomes = [outcome for _, _, outcome in world.run()]
+    served = [outcome for outcome in outcomes if isinstance(outcome, Served)]
+    assert 8 < len(served) < 17
+    assert all(outcome is not None for outcome in outcomes)
+
+
 def test_a_size_that_was_not_measured_lies_between_two_or_is_as_the_largest():
     times = profile(overhead_s={2: [0.002], 4: [0.006]}).overhead()
     assert [times.seconds(rows, 0.5) for rows in (1, 2, 3, 4, 16)] == pytest.approx([0.002, 0.002, 0.004, 0.006, 0.006])
@@ -81,8 +92,14 @@ def test_a_size_that_was_not_measured_lies_between_two_or_is_as_the_largest():
 
 @pytest.mark.parametrize("wrong", [{}, {0: [0.001]}, {1: []}, {1: [-0.001]}, "soon"])
 def test_an_overhead_that_makes_no_sense_is_refused(wrong):
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError, match="overhead_s"):
         profile(overhead_s=wrong)
+
+
+def test_overheads_survive_their_file():
+    made = profile(overhead_s={1: [0.002], 3: [0.006]})
+    assert ServerProfile.model_validate(made.model_dump(mode="json")) == made
+    assert ServerProfile.model_validate_json(made.model_dump_json()) == made
 
 
 def test_a_turnaround_lies_between_two_batches_and_only_there():
